@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`.
+# Each installs what it needs into its own environment in .venv first.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+# The CPU build of PyTorch that parity tests compare with; tests skip without it.
+TORCH  ?= torch==2.13.0
+
+.PHONY: train test test-long lint lines clean
+
+train: $(VENV)/run.stamp
+	$(BIN)/python -m recres.train $(ARGS)
+
+test: $(VENV)/test.stamp lint
+	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(VENV)/test.stamp
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m "long or not long" $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Lines of each file, so that one that grows too big to hold in the head is seen.
+lines:
+	@git ls-files '*.py' | xargs wc -l | sort -rn
+
+$(VENV)/run.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[plots]'
+	touch $@
+
+$(VENV)/test.stamp: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)' \
+	    || echo "$(TORCH) cannot be had here: the parity tests will be skipped"
+	touch $@ $(VENV)/run.stamp
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
