@@ -1,0 +1,55 @@
+"""tensorlite: a small automatic-differentiation engine on NumPy and CuPy.
+
+    >>> import tensorlite as tl
+    >>> x = tl.Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> loss = (x * x).sum()
+    >>> loss.backward()
+    >>> x.grad
+    array([2., 4., 6.], dtype=float32)
+
+Images are (N, H, W, C), convolution weights (kh, kw, C_in / groups, C_out).
+"""
+
+from . import nn, optim
+from .autograd import Function, Node, Step, walk
+from .gradcheck import GradientError, gradcheck
+from .kernels.cpu import get_num_threads, set_num_threads
+from .ops import (
+    add,
+    avg_pool2d,
+    batch_norm,
+    concatenate,
+    conv2d,
+    cross_entropy,
+    divide,
+    dropout,
+    exp,
+    global_avg_pool,
+    gru,
+    index,
+    linear,
+    log,
+    log_softmax,
+    matmul,
+    max,
+    max_pool2d,
+    mean,
+    multiply,
+    negative,
+    pad,
+    power,
+    relu,
+    reshape,
+    sigmoid,
+    softmax,
+    stack,
+    subtract,
+    sum,
+    tanh,
+    temporal_skip,
+    transpose,
+)
+from .recording import Observer, no_grad, observe
+from .tensor import Tensor
+
+__version__ = "0.1.0"

@@ -1,0 +1,86 @@
+"""Where arrays live: device names, the array module of an array, and moving between devices.
+
+NumPy arrays are on ``"cpu"``, CuPy arrays on ``"cuda:N"``. CuPy is imported only when a CUDA device
+is asked for, so that ``import tensorlite`` stays quick and works without it.
+"""
+
+from __future__ import annotations
+
+import re
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+
+def _is_cupy(array: Array) -> bool:
+    return type(array).__module__.partition(".")[0] == "cupy"
+
+
+def array_module(array: Array) -> ModuleType:
+    """``numpy`` or ``cupy``, whichever made `array`."""
+    if _is_cupy(array):
+        import cupy
+
+        return cupy
+    return np
+
+
+def device_of(array: Array) -> str:
+    """``"cpu"`` or ``"cuda:N"``."""
+    return f"cuda:{array.device.id}" if _is_cupy(array) else "cpu"
+
+
+def parse_device(device: str) -> str:
+    """The canonical name of `device` (``"cuda"`` is ``"cuda:0"``); ValueError for anything else."""
+    if device == "cpu":
+        return device
+    match = re.fullmatch(r"cuda(?::(\d+))?", device) if isinstance(device, str) else None
+    if match is None:
+        raise ValueError(f"device: got {device!r}, expected 'cpu', 'cuda' or 'cuda:N'")
+    return f"cuda:{int(match.group(1) or 0)}"
+
+
+def require_cuda(device: str) -> ModuleType:
+    """CuPy, when the CUDA `device` can be used; otherwise a RuntimeError that says what is missing."""
+    try:
+        import cupy
+    except ImportError:
+        raise RuntimeError(
+            f"device {device!r}: CuPy is not installed; install it with: "
+            "pip install 'recres[cuda]'"
+        ) from None
+    if not cupy.is_available():
+        raise RuntimeError(f"device {device!r}: CuPy is installed but finds no CUDA device")
+    index, count = int(device.partition(":")[2]), cupy.cuda.runtime.getDeviceCount()
+    if index >= count:
+        raise RuntimeError(f"device {device!r}: this machine has CUDA devices 0 to {count - 1}")
+    return cupy
+
+
+def to_device(array: Array, device: str) -> Array:
+    """`array` itself when it is on `device` already, otherwise a copy there."""
+    device = parse_device(device)
+    if device_of(array) == device:
+        return array
+    if device == "cpu":
+        return array.get()
+    cupy = require_cuda(device)
+    with cupy.cuda.Device(int(device.partition(":")[2])):
+        return cupy.asarray(array)
+
+
+def fingerprint(array: Array) -> int:
+    """A hash of the bytes of `array`, or of about 1000 evenly spread elements of a large one.
+
+    It notices a write in place without another pass over memory (a write to a few elements of a
+    large array can escape it). Arrays on a GPU are not read: 0.
+    """
+    if not isinstance(array, np.ndarray):
+        return 0
+    if array.size <= 4096:
+        return hash(array.tobytes())
+    flat = array.reshape(-1) if array.flags.c_contiguous else array.flat
+    return hash(flat[:: array.size // 1009].tobytes())

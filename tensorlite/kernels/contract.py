@@ -1,0 +1,47 @@
+"""What every kernel family speaks besides arrays: the small records that let kernels be fused.
+
+The CPU and CUDA modules expose the same function names with the same signatures; these records
+are the part of those signatures that is not an array. Per-channel arrays have shape (C,) and
+belong to the last axis of the array they describe. Nothing here computes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy.ndarray or cupy.ndarray; all arrays of one call live on one device
+
+
+class Prologue(NamedTuple):
+    """A deferred activation, applied by its reader: value = x * scale + shift, then relu if set."""
+
+    scale: Array
+    shift: Array
+    relu: bool
+
+
+class Moments(NamedTuple):
+    """Per-channel moments over all leading axes: m2 = sum of (x - mean)^2 over `count` values."""
+
+    count: int
+    mean: Array
+    m2: Array
+
+
+class NormGrad(NamedTuple):
+    """A gradient seen through a batch norm, formed by its reader: scale*grad + slope*z + offset.
+
+    z is the norm's input (the raw convolution output), of the gradient's shape.
+    """
+
+    z: Array
+    scale: Array
+    slope: Array
+    offset: Array
+
+
+class GradSums(NamedTuple):
+    """Per-channel sums of a gradient and of gradient * (z - mean), for a norm's backward."""
+
+    grad: Array
+    grad_centred: Array

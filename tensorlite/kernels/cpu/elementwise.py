@@ -1,0 +1,175 @@
+"""Elementwise CPU kernels, matrix products and the temporal skip, split over the thread pool.
+
+Arrays are walked in chunks that fit a core's cache, so that a formula of several NumPy calls
+reads memory once. NumPy runs its inner loop along the last axis; with 16 channels its overhead
+would dominate, so a (rows, C) chunk is viewed as (rows/k, k*C) and per-channel vectors are
+repeated k times (`wide`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from tensorlite.kernels.cpu.threads import parallel_for, scratch
+
+CHUNK = 1 << 16  # elements of one array held in cache at a time (256 KB of float32)
+GRAIN = 1 << 14  # elements below which a second thread costs more than it brings
+WIDE = 1024  # elements of the inner loop that per-channel vectors are repeated to
+
+
+def repeats(channels: int) -> int:
+    """How many pixels' channels make one wide row."""
+    return max(1, WIDE // max(1, channels))
+
+
+def widen(vector: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A per-channel vector repeated to the length of a wide row."""
+    return np.tile(np.asarray(vector, dtype), repeats(len(vector)))
+
+
+def wide(*arrays: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Views of contiguous (rows, C) arrays as wide rows, then the rows left over as one row.
+
+    A widened vector cut to the view's length, `vector[: view.shape[1]]`, fits both.
+    """
+    rows, channels = arrays[0].shape
+    k = repeats(channels)
+    full = rows // k * k
+    if full:
+        yield tuple(a[:full].reshape(-1, k * channels) for a in arrays)
+    if full < rows:
+        yield tuple(a[full:].reshape(1, -1) for a in arrays)
+
+
+def rows_of(x: np.ndarray) -> np.ndarray:
+    """x as a contiguous (rows, C) matrix; copies only what is not contiguous."""
+    x = np.ascontiguousarray(x)
+    return x.reshape(x.size // max(1, x.shape[-1]), x.shape[-1])
+
+
+def for_chunks(
+    rows: int, row_size: int, body: Callable[[int, int], None], chunk: int = CHUNK
+) -> None:
+    """Call body(start, stop) on runs of rows that fit the cache, over the thread pool."""
+    step = max(1, chunk // max(1, row_size))
+
+    def run(start: int, stop: int, worker: int) -> None:
+        for at in range(start, stop, step):
+            body(at, min(at + step, stop))
+
+    parallel_for(rows, run, grain=max(1, GRAIN // max(1, row_size)))
+
+
+def keep_positive(grad: np.ndarray, value: np.ndarray) -> None:
+    """Set grad to zero, in place, where value is not above zero."""
+    np.multiply(grad, np.greater(value, 0), out=grad)
+
+
+def affine(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = False) -> np.ndarray:
+    """x * scale + shift per channel, then relu if asked. x (..., C); scale, shift (C,)."""
+    rows = rows_of(x)
+    y = np.empty_like(rows)
+    scale, shift = widen(scale, x.dtype), widen(shift, x.dtype)
+
+    def body(start: int, stop: int) -> None:
+        for source, out in wide(rows[start:stop], y[start:stop]):
+            np.multiply(source, scale[: out.shape[1]], out=out)
+            out += shift[: out.shape[1]]
+            if relu:
+                np.maximum(out, 0, out=out)
+
+    for_chunks(*rows.shape, body)
+    return y.reshape(x.shape)
+
+
+def relu_forward(x: np.ndarray) -> np.ndarray:
+    """max(x, 0); NaN stays NaN."""
+    flat = np.ascontiguousarray(x).reshape(-1)
+    y = np.empty_like(flat)
+    for_chunks(flat.size, 1, lambda a, b: np.maximum(flat[a:b], 0, out=y[a:b]))
+    return y.reshape(x.shape)
+
+
+def relu_backward(grad: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Gradient of relu from its output y: grad where y > 0, else 0."""
+    flat, value = np.ascontiguousarray(grad).reshape(-1), np.ascontiguousarray(y).reshape(-1)
+    dx = np.empty_like(flat)
+
+    def body(start: int, stop: int) -> None:
+        np.multiply(flat[start:stop], np.greater(value[start:stop], 0), out=dx[start:stop])
+
+    for_chunks(flat.size, 1, body)
+    return dx.reshape(grad.shape)
+
+
+def blas_operand(a: np.ndarray) -> np.ndarray:
+    """a itself when the BLAS can read it, plain or transposed, else a contiguous copy."""
+    for view in (a, a.T):
+        if view.strides[1] == a.itemsize and view.strides[0] >= view.shape[1] * a.itemsize:
+            return a
+    return np.ascontiguousarray(a)
+
+
+def matmul2d(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """a @ b for 2-D operands (transposed views welcome), the longer side of the result split."""
+    a, b = blas_operand(a), blas_operand(b)
+    rows, inner, columns = a.shape[0], a.shape[1], b.shape[1]
+    if out is None:
+        out = np.empty((rows, columns), np.result_type(a, b))
+    if rows >= columns:
+        grain = 1 + (1 << 18) // max(1, inner * columns)
+        parallel_for(rows, lambda i, j, _: np.matmul(a[i:j], b, out=out[i:j]), grain)
+    else:
+        grain = 1 + (1 << 18) // max(1, inner * rows)
+        parallel_for(columns, lambda i, j, _: np.matmul(a, b[:, i:j], out=out[:, i:j]), grain)
+    return out
+
+
+def _live(frames: int, y_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Frames a chunk has left in y and in x; a shorter y lacks its first, a shorter x its last."""
+    if y_shape[0] == x_shape[0]:
+        return frames, frames
+    if y_shape[0] * frames == x_shape[0] * (frames - 1):
+        return frames - 1, frames
+    return frames, frames - 1
+
+
+def temporal_skip_forward(y: np.ndarray, x: np.ndarray, frames: int) -> np.ndarray:
+    """out_t = y_t + x_{t-1} inside each chunk of `frames` frames, x_0 = 0.
+
+    y and x are folded chunk batches (B*T, ...). y may hold frames 2..T only, its first having
+    been dropped, or x frames 1..T-1; which follows from their lengths.
+    """
+    out = np.array(y, order="C")
+    if frames == 1 or not out.size:
+        return out
+    y_frames, x_frames = _live(frames, y.shape, x.shape)
+    late = out.reshape(-1, y_frames, *y.shape[1:])[:, y_frames - (frames - 1) :]
+    early = x.reshape(-1, x_frames, *x.shape[1:])[:, : frames - 1]
+
+    def body(start: int, stop: int) -> None:
+        late[start:stop] += early[start:stop]
+
+    for_chunks(len(late), late[0].size, body)
+    return out
+
+
+def temporal_skip_backward(
+    grad: np.ndarray, y_shape: tuple[int, ...], x_shape: tuple[int, ...], frames: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients (dy, dx) of the temporal skip: dy = grad, dx_{t-1} = grad_t, zero at frame T."""
+    dy = np.array(grad, order="C")
+    dx = np.zeros(x_shape, grad.dtype)
+    if frames == 1 or not grad.size:
+        return dy, dx
+    y_frames, x_frames = _live(frames, y_shape, x_shape)
+    late = dy.reshape(-1, y_frames, *y_shape[1:])[:, y_frames - (frames - 1) :]
+    early = dx.reshape(-1, x_frames, *x_shape[1:])[:, : frames - 1]
+
+    def body(start: int, stop: int) -> None:
+        early[start:stop] = late[start:stop]
+
+    for_chunks(len(late), late[0].size, body)
+    return dy, dx

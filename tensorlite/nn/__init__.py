@@ -1,0 +1,22 @@
+"""Modules: parameters with names, the layers made of them, and how their weights start."""
+
+from __future__ import annotations
+
+from tensorlite.nn import init
+from tensorlite.nn.layers import GRU, BatchNorm2d, Conv2d, Dropout, Linear, ReLU
+from tensorlite.nn.module import LoadReport, Module, ModuleList, Parameter, Sequential
+
+__all__ = [
+    "GRU",
+    "BatchNorm2d",
+    "Conv2d",
+    "Dropout",
+    "Linear",
+    "LoadReport",
+    "Module",
+    "ModuleList",
+    "Parameter",
+    "ReLU",
+    "Sequential",
+    "init",
+]

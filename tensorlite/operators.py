@@ -1,0 +1,95 @@
+"""How tensors are spelt: the operators and methods of `Tensor`, each a call of one op.
+
+They are a class of their own only so that ``tensor.py`` can be about what a tensor is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import tensorlite as tl
+
+from .device import parse_device
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+
+class Operators:
+    """The arithmetic of `Tensor`."""
+
+    # NumPy must leave `array + tensor` to __radd__ instead of looping over elements.
+    __array_ufunc__ = None
+    __slots__ = ()
+
+    def __add__(self, other: Any) -> Tensor:
+        return tl.add(self, other)
+
+    def __sub__(self, other: Any) -> Tensor:
+        return tl.subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return tl.subtract(other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return tl.multiply(self, other)
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return tl.divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return tl.divide(other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        return tl.power(self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return tl.power(other, self)
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return tl.matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return tl.matmul(other, self)
+
+    def __neg__(self) -> Tensor:
+        return tl.negative(self)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return tl.index(self, key)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def to(self: Tensor, device: str) -> Tensor:
+        """This tensor when it is on `device`, otherwise a differentiable copy there."""
+        return self if parse_device(device) == self.device else tl.ops.to_device(self, device)
+
+    def exp(self) -> Tensor:
+        return tl.exp(self)
+
+    def log(self) -> Tensor:
+        return tl.log(self)
+
+    def tanh(self) -> Tensor:
+        return tl.tanh(self)
+
+    def sigmoid(self) -> Tensor:
+        return tl.sigmoid(self)
+
+    def relu(self) -> Tensor:
+        return tl.relu(self)
+
+    def sum(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        return tl.sum(self, axis, keepdims)
+
+    def mean(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        return tl.mean(self, axis, keepdims)
+
+    def max(self, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Tensor:
+        return tl.max(self, axis, keepdims)
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return tl.reshape(self, shape[0] if len(shape) == 1 else shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        return tl.transpose(self, axes[0] if len(axes) == 1 else axes or None)

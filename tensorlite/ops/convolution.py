@@ -1,0 +1,91 @@
+"""Two-dimensional convolution, channels last."""
+
+from __future__ import annotations
+
+from .. import kernels
+from ..autograd import Function, Node
+from ..device import Array
+from ..tensor import Tensor
+
+Pair = int | tuple[int, int]
+
+
+def pair(name: str, value: Pair, least: int) -> tuple[int, int]:
+    """`value` for (height, width); ValueError naming the argument unless both are >= `least`."""
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) != 2 or not all(isinstance(v, int) and v >= least for v in both):
+        raise ValueError(f"{name}: expected an integer >= {least} or a pair of them, got {value!r}")
+    return both
+
+
+def window_output(name: str, size: tuple[int, int], kernel: tuple[int, int],
+                  stride: tuple[int, int], padding: tuple[int, int],
+                  dilation: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+    """Height and width of what a sliding window makes; ValueError where it does not fit once."""
+    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    if any(s > n for s, n in zip(span, padded, strict=True)):
+        raise ValueError(f"{name}: a window of {span[0]}x{span[1]} does not fit an input of "
+                         f"{size[0]}x{size[1]} with padding {padding}")
+    height, width = ((n - s) // t + 1 for n, s, t in zip(padded, span, stride, strict=True))
+    return height, width
+
+
+class Conv2d(Function):
+    """y[n, i, j, :] = Σ_{a, b} x[n, i s - p + a d, j s - p + b d, :] W[a, b] + bias.
+
+    (Cross-correlation, as everywhere in this field.) The gradient to x is a convolution of grad
+    with W turned round and its channels exchanged; the gradient to W correlates x with grad.
+    """
+
+    @staticmethod
+    def forward(ctx: Node, x: Array, weight: Array, bias: Array | None, **geometry) -> Array:
+        ctx.save(x, weight)
+        ctx.geometry = geometry
+        y, _ = kernels.of(x).conv2d_forward(x, weight, bias, **geometry)
+        return y
+
+    @staticmethod
+    def backward(ctx: Node, grad: Array) -> tuple[Array | None, ...]:
+        x, weight = ctx.saved
+        kernel = kernels.of(grad)
+        dx = dw = db = None
+        if ctx.needs[0]:
+            dx, _ = kernel.conv2d_grad_input(grad, weight, x.shape, **ctx.geometry)
+        if ctx.needs[1]:
+            dw = kernel.conv2d_grad_weight(x, grad, weight.shape[:2], **ctx.geometry)
+        if ctx.needs[2]:
+            db = grad.sum(axis=(0, 1, 2))
+        return dx, dw, db
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1,
+           padding: Pair = 0, dilation: Pair = 1, groups: int = 1) -> Tensor:
+    """Two-dimensional convolution.
+
+    x (N, H, W, C_in), weight (kh, kw, C_in / groups, C_out), bias (C_out,) → (N, H', W', C_out)
+    with H' = (H + 2 padding - dilation (kh - 1) - 1) // stride + 1 and W' likewise; each of stride,
+    padding and dilation is one number or (vertical, horizontal). With groups, output channels
+    in the g-th of `groups` equal parts see only the g-th part of the input channels.
+    """
+    if x.ndim != 4 or weight.ndim != 4:
+        raise ValueError(f"conv2d: expected x (N, H, W, C) and weight (kh, kw, C/groups, C_out), "
+                         f"got shapes {x.shape} and {weight.shape}")
+    if not isinstance(groups, int) or groups < 1 or weight.shape[3] % groups:
+        raise ValueError(f"groups: got {groups!r}, expected a positive divisor of the "
+                         f"{weight.shape[3]} output channels")
+    if x.shape[3] != weight.shape[2] * groups:
+        raise ValueError(f"weight: of shape {weight.shape} with groups {groups} takes "
+                         f"{weight.shape[2] * groups} input channels, x has {x.shape[3]}")
+    if 0 in weight.shape:
+        raise ValueError(f"weight: no length may be 0, got shape {weight.shape}")
+    if bias is not None and bias.shape != weight.shape[3:]:
+        raise ValueError(f"bias: expected shape {weight.shape[3:]}, got {bias.shape}")
+    for name, t in (("weight", weight), ("bias", bias)):
+        if t is not None and t.dtype != x.dtype:
+            raise TypeError(f"{name}: expected the dtype {x.dtype} of x, got {t.dtype}")
+    steps, border, spread = pair("stride", stride, 1), pair("padding", padding, 0), pair(
+        "dilation", dilation, 1)
+    window_output("conv2d", x.shape[1:3], weight.shape[:2], steps, border, spread)
+    return Conv2d.apply(x, weight, bias, stride=steps, padding=border, dilation=spread,
+                        groups=groups)

@@ -1,0 +1,108 @@
+"""Softmax and the cross-entropy of a classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..autograd import Function, Node
+from ..device import Array, array_module
+from ..tensor import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def _log_softmax(x: Array) -> Array:
+    xp = array_module(x)
+    shifted = x - x.max(axis=-1, keepdims=True)  # so that exp cannot overflow
+    return shifted - xp.log(xp.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+class Softmax(Function):
+    """p_i = e^{x_i} / Σ_j e^{x_j}; dx = p (grad - Σ_j grad_j p_j)."""
+
+    @staticmethod
+    def forward(ctx: Node, x: Array) -> Array:
+        p = array_module(x).exp(_log_softmax(x))
+        ctx.save(p)
+        return p
+
+    @staticmethod
+    def backward(ctx: Node, grad: Array) -> Array:
+        (p,) = ctx.saved
+        return p * (grad - (grad * p).sum(axis=-1, keepdims=True))
+
+
+class LogSoftmax(Function):
+    """l_i = x_i - log Σ_j e^{x_j}; dx = grad - e^l Σ_j grad_j."""
+
+    @staticmethod
+    def forward(ctx: Node, x: Array) -> Array:
+        logs = _log_softmax(x)
+        ctx.save(logs)
+        return logs
+
+    @staticmethod
+    def backward(ctx: Node, grad: Array) -> Array:
+        (logs,) = ctx.saved
+        return grad - array_module(grad).exp(logs) * grad.sum(axis=-1, keepdims=True)
+
+
+class CrossEntropy(Function):
+    """-log softmax(logits)[label] for each row; d/dlogits = softmax(logits) - onehot(label)."""
+
+    @staticmethod
+    def forward(ctx: Node, logits: Array, *, labels: Array, reduction: str) -> Array:
+        logs = _log_softmax(logits)
+        rows = array_module(logits).arange(len(labels))
+        ctx.save(logs, labels)
+        ctx.reduction = reduction
+        loss = -logs[rows, labels]
+        return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+
+    @staticmethod
+    def backward(ctx: Node, grad: Array) -> Array:
+        logs, labels = ctx.saved
+        xp = array_module(grad)
+        dx = xp.exp(logs)
+        dx[xp.arange(len(labels)), labels] -= 1
+        if ctx.reduction == "mean":
+            grad = grad / len(labels)
+        return dx * (grad[:, None] if ctx.reduction == "none" else grad)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Probabilities over the last axis."""
+    return Softmax.apply(x)
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Log-probabilities over the last axis."""
+    return LogSoftmax.apply(x)
+
+
+def cross_entropy(logits: Tensor, labels: Any, reduction: str = "mean") -> Tensor:
+    """The cross-entropy of softmax(logits) with integer class labels; stable for large logits.
+
+    logits (N, classes), labels (N,) of integers in [0, classes) → a scalar, the ``"mean"`` or
+    ``"sum"`` over rows, or (N,) with reduction ``"none"``.
+    """
+    labels = labels.data if isinstance(labels, Tensor) else labels
+    labels = array_module(logits.data).asarray(labels)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(f"cross_entropy: expected logits (N, classes) and labels (N,), got "
+                         f"{logits.shape} and {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels: expected integers, got {labels.dtype}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: got {reduction!r}, expected one of {', '.join(REDUCTIONS)}")
+    if reduction == "mean" and not len(labels):
+        raise ValueError("cross_entropy: the mean over an empty batch is not defined")
+    # A look at the values would make the host wait for a GPU: it is taken on the CPU only.
+    if isinstance(labels, np.ndarray) and len(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= logits.shape[1]:
+            raise ValueError(f"labels: expected values in [0, {logits.shape[1]}), got "
+                             f"{low if low < 0 else high}")
+    return CrossEntropy.apply(logits, labels=labels, reduction=reduction)

@@ -1,0 +1,380 @@
+"""Optimisers, gradient clipping and learning-rate schedules.
+
+An optimiser walks over its parameters one by one and, on the CPU, over each of them in blocks that
+stay in the cache, so that an update reads and writes memory about once although its formula takes
+a dozen elementwise operations. These are elementwise: the result does not depend on the blocks.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from tensorlite.device import Array, array_module, to_device
+from tensorlite.nn.module import refuse_arrays, refuse_names
+from tensorlite.tensor import Tensor
+
+Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
+
+# Elements a block. On 8 million float32 values of a Zen 5 server an Adam step took 30 ms with
+# blocks of 8192, 18 ms with these, 26 ms without blocks.
+_BLOCK = 65536
+
+
+def _named(params: Parameters) -> dict[str, Tensor]:
+    """Parameters by name ("0", "1", … if they come without); refuses what cannot be trained."""
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        raise TypeError(
+            "params: expected an iterable of parameters or of (name, parameter) pairs, "
+            f"got {type(params).__name__}"
+        )
+    named: dict[str, Tensor] = {}
+    holder: dict[int, str] = {}
+    for index, item in enumerate(params):
+        name, param = item if isinstance(item, tuple) else (str(index), item)
+        if not isinstance(name, str) or not isinstance(param, Tensor):
+            raise TypeError(
+                f"params: item {index} is neither a parameter nor a (name, parameter) pair"
+            )
+        if name in named:
+            raise ValueError(f"params: the name {name!r} comes twice")
+        if id(param) in holder:
+            raise ValueError(f"params: {holder[id(param)]!r} and {name!r} are one parameter")
+        named[name] = param
+        holder[id(param)] = name
+    return named
+
+
+class Optimizer:
+    """Base of the optimisers: names, the learning rate, state, and the walk over blocks.
+
+    params: parameters, or (name, parameter) pairs such as `model.named_parameters()`; the names
+        are those of the state. None at all, or one twice, is a ValueError.
+    lr: the learning rate, positive. It may be assigned before each step, down to zero:
+        `optimizer.lr = schedule(step)`.
+    weight_decay: the factor of the L2 penalty's gradient, added to the parameter's: >= 0.
+
+    `step` updates the parameters that have a gradient and skips the others. What an optimiser
+    remembers of a parameter is kept beside it, in the parameter's dtype and on its device.
+    A subclass names what it remembers in `slots` and defines `update`.
+    """
+
+    slots: tuple[str, ...] = ()
+
+    def __init__(self, params: Parameters, lr: float, weight_decay: float) -> None:
+        self.params = _named(params)
+        if not self.params:
+            raise ValueError("params: no parameters to optimise")
+        if lr == 0:
+            raise ValueError("lr: expected a positive number, got 0")
+        self.lr = lr
+        self.weight_decay = _number("weight_decay", weight_decay)
+        self.steps = 0
+        self._memory: dict[str, tuple[Array, ...]] = {}
+        self._scratch: dict[tuple[str, np.dtype], tuple[Array, Array]] = {}
+        for name, param in self.params.items():
+            if param.requires_grad:
+                self._remember(name)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = _number("lr", value)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients of all parameters."""
+        for param in self.params.values():
+            param.zero_grad()
+
+    def step(self) -> None:
+        """Update, in place, every parameter that has a gradient.
+
+        A gradient of another shape than its parameter is a ValueError naming it, raised before
+        anything has changed.
+        """
+        ready = [(name, p, p.grad) for name, p in self.params.items() if p.grad is not None]
+        for name, param, grad in ready:
+            if grad.shape != param.shape:
+                raise ValueError(
+                    f"{name}: the gradient has shape {grad.shape}, expected {param.shape}"
+                )
+        self.steps += 1
+        for name, param, grad in ready:
+            xp = array_module(param.data)
+            data = xp.ascontiguousarray(param.data).reshape(param.shape)  # 0-d becomes 1-d
+            arrays = [a.reshape(-1) for a in (data, grad, *self._remember(name))]
+            block = _BLOCK if xp is np else max(data.size, 1)
+            scratch = self._scratch_like(data, param.device, min(block, data.size))
+            for start in range(0, data.size, block):
+                value, g, *memory = (a[start : start + block] for a in arrays)
+                one, two = (s[: value.size] for s in scratch)
+                if self.weight_decay:
+                    xp.multiply(value, self.weight_decay, out=one)
+                    g = xp.add(g, one, out=one)
+                self.update(value, g, *memory, scratch=two)
+            param.data = data
+
+    def update(self, value: Array, grad: Array, *memory: Array, scratch: Array) -> None:
+        """Update `value` and `memory` in place; flat arrays of one length, `grad` is only read."""
+        raise NotImplementedError
+
+    def _remember(self, name: str) -> tuple[Array, ...]:
+        """What is remembered of a parameter, zeros at first."""
+        if name not in self._memory:
+            data = self.params[name].data
+            xp = array_module(data)
+            self._memory[name] = tuple(xp.zeros(data.shape, data.dtype) for _ in self.slots)
+        return self._memory[name]
+
+    def _scratch_like(self, data: Array, device: str, size: int) -> tuple[Array, Array]:
+        key = (device, data.dtype)
+        if key not in self._scratch or self._scratch[key][0].size < size:
+            xp = array_module(data)
+            self._scratch[key] = (xp.empty(size, data.dtype), xp.empty(size, data.dtype))
+        return self._scratch[key]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies, on the CPU, of all that the next step depends on beside the parameters.
+
+        "step" and "lr" (0-d), and one array of a parameter's shape for each thing remembered of
+        it, under names such as "first_moment/block4.2.conv1.weight".
+        """
+        state = {"step": np.array(self.steps, np.int64), "lr": np.array(self.lr, np.float64)}
+        for slot, name, array in self._entries():
+            state[f"{slot}/{name}"] = np.array(to_device(array, "cpu"))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take up the state of an optimiser of the same kind and parameters, `lr` included.
+
+        A name missing or unknown and a wrong shape are a ValueError; nothing is changed then.
+        """
+        owner = type(self).__name__
+        known = {f"{slot}/{name}": (slot, name) for slot in self.slots for name in self.params}
+        # A parameter frozen now may have been trained, and remembered, before.
+        later = {name for key, (_, name) in known.items() if key in state}
+        needed = [key for key, (_, name) in known.items() if name in self._memory or name in later]
+        refuse_names(
+            owner,
+            missing=[key for key in ("step", "lr", *needed) if key not in state],
+            unexpected=[key for key in state if key not in known and key not in ("step", "lr")],
+        )
+        shapes: dict[str, Tensor | np.ndarray] = {
+            "step": np.array(0, np.int64),
+            "lr": np.array(0.0),
+            **{key: self.params[name] for key, (_, name) in known.items()},
+        }
+        refuse_arrays(owner, state, shapes)
+        if state["step"] < 0:
+            raise ValueError(f"state of {owner}: step is {int(state['step'])}, expected >= 0")
+        self.lr = float(state["lr"])
+        self.steps = int(state["step"])
+        for name in later:
+            self._remember(name)
+        for slot, name, array in self._entries():
+            array[...] = array_module(array).asarray(state[f"{slot}/{name}"])
+
+    def _entries(self) -> Iterator[tuple[str, str, Array]]:
+        """(slot, parameter name, array), in the order of the parameters."""
+        for name in self.params:
+            for slot, array in zip(self.slots, self._memory.get(name, ()), strict=False):
+                yield slot, name, array
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015), bias-corrected, with weight decay as an L2 penalty.
+
+    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g²,
+    p = p - lr · m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps)
+
+    t counts the optimiser's steps. betas lie in [0, 1), eps is positive: ValueError otherwise.
+    """
+
+    slots = ("first_moment", "second_moment")
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, lr, weight_decay)
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
+        if _number("eps", eps) == 0:
+            raise ValueError("eps: expected a positive number, got 0")
+        self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
+
+    def update(self, value: Array, grad: Array, *memory: Array, scratch: Array) -> None:
+        xp, (m, v), (beta1, beta2) = array_module(value), memory, self.betas
+        # Both corrections are moved out of the fraction, which saves a pass over v.
+        root = math.sqrt(1 - beta2**self.steps)
+        rate = self.lr * root / (1 - beta1**self.steps)
+        m *= beta1
+        m += xp.multiply(grad, 1 - beta1, out=scratch)
+        v *= beta2
+        xp.multiply(grad, grad, out=scratch)
+        scratch *= 1 - beta2
+        v += scratch
+        xp.sqrt(v, out=scratch)
+        scratch += self.eps * root
+        xp.divide(m, scratch, out=scratch)
+        scratch *= rate
+        value -= scratch
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum, in PyTorch's convention: the rate is outside the momentum.
+
+    b = momentum b + g,  p = p - lr b,  or with Nesterov's look-ahead p = p - lr (g + momentum b).
+
+    momentum lies in [0, 1), and nesterov needs it positive: ValueError otherwise.
+    """
+
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum: expected a number in [0, 1), got {momentum!r}")
+        if nesterov and not momentum:
+            raise ValueError("nesterov: needs a positive momentum, got momentum 0")
+        self.momentum, self.nesterov = float(momentum), bool(nesterov)
+        self.slots = ("momentum",) if momentum else ()
+        super().__init__(params, lr, weight_decay)
+
+    def update(self, value: Array, grad: Array, *memory: Array, scratch: Array) -> None:
+        xp, step = array_module(value), grad
+        for b in memory:
+            b *= self.momentum
+            b += grad
+            step = b
+            if self.nesterov:
+                xp.multiply(b, self.momentum, out=scratch)
+                step = xp.add(scratch, grad, out=scratch)
+        value -= xp.multiply(step, self.lr, out=scratch)
+
+
+def grad_norm(params: Parameters) -> float:
+    """The Euclidean norm of all gradients taken as one vector, summed in float64; 0 if none."""
+    total = 0.0
+    for param in _named(params).values():
+        if param.grad is not None:
+            xp, flat = array_module(param.grad), param.grad.reshape(-1)
+            block = _BLOCK if xp is np else max(flat.size, 1)
+            with np.errstate(over="ignore"):  # an infinite norm is an answer
+                for start in range(0, flat.size, block):
+                    square = xp.square(flat[start : start + block], dtype=np.float64)
+                    total = total + square.sum()
+    return math.sqrt(float(total))
+
+
+def clip_grad_norm(params: Parameters, max_norm: float) -> float:
+    """Scale all gradients by one factor so that their norm is at most `max_norm`, in place.
+
+    Returns the norm before (`grad_norm`). A norm that is not finite is returned and nothing is
+    scaled: whether to skip the update is the caller's to say. max_norm must be positive.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"max_norm: expected a positive number, got {max_norm!r}")
+    named = _named(params)
+    norm = grad_norm(named.items())
+    if max_norm < norm < math.inf:
+        for param in named.values():
+            if param.grad is not None:
+                param.grad *= max_norm / norm
+    return norm
+
+
+# Schedules: pure functions of the step number, so that a resumed run needs none of their state.
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same learning rate at every step."""
+
+    lr: float
+
+    def __post_init__(self) -> None:
+        _number("lr", self.lr)
+
+    def __call__(self, step: int) -> float:
+        _check_step(step)
+        return self.lr
+
+
+@dataclass(frozen=True)
+class Step:
+    """lr · factor^k once the k-th of the (rising) `milestones` has been reached."""
+
+    lr: float
+    milestones: tuple[int, ...]
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _number("lr", self.lr)
+        _number("factor", self.factor)
+        if not all(a < b for a, b in itertools.pairwise((0, *self.milestones))):
+            raise ValueError(f"milestones: expected rising ints > 0, got {self.milestones!r}")
+
+    def __call__(self, step: int) -> float:
+        _check_step(step)
+        return self.lr * self.factor ** bisect.bisect_right(self.milestones, step)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from lr at the end of the warm-up down to `final` at step `steps` and after.
+
+    The first `warmup` steps rise linearly: lr·1/warmup, lr·2/warmup, …, lr. Loshchilov and Hutter
+    (2017), without restarts.
+    """
+
+    lr: float
+    steps: int
+    warmup: int = 0
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _number("lr", self.lr)
+        if not 0 <= self.warmup < self.steps:
+            raise ValueError(
+                f"warmup: expected 0 <= warmup < steps, got {self.warmup} of {self.steps}"
+            )
+        if not 0 <= self.final <= self.lr:
+            raise ValueError(f"final: expected 0 <= final <= lr, got {self.final} and {self.lr}")
+
+    def __call__(self, step: int) -> float:
+        _check_step(step)
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = min((step - self.warmup) / (self.steps - self.warmup), 1.0)
+        return self.final + (self.lr - self.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _number(argument: str, value: float) -> float:
+    """`value` as a float; ValueError unless it is finite and not negative."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{argument}: expected a finite number >= 0, got {value!r}")
+    return float(value)
+
+
+def _check_step(step: int) -> None:
+    if step < 0:
+        raise ValueError(f"step: expected an int >= 0, got {step!r}")
