@@ -1,0 +1,36 @@
+"""The networks: residual networks for images, recurrent ones for video, and baselines."""
+
+from .baselines import AveragePooling, average_pooling
+from .recurrent import POSITIONS, READOUTS, SKIPS, RecurrentResNet, recurrent_resnet
+from .resnet import (
+    DEPTHS,
+    STAGES,
+    VERSIONS,
+    ResNet,
+    VideoResNet,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+)
+
+__all__ = [
+    "DEPTHS",
+    "POSITIONS",
+    "READOUTS",
+    "SKIPS",
+    "STAGES",
+    "VERSIONS",
+    "AveragePooling",
+    "RecurrentResNet",
+    "ResNet",
+    "VideoResNet",
+    "average_pooling",
+    "recurrent_resnet",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+]
