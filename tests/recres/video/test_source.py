@@ -1,0 +1,130 @@
+"""Frames of a data set, kept in bounded memory and shared by threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from recres.datasets import Video
+from recres.video import source as module
+from recres.video.decode import VideoError
+from recres.video.source import FrameSource
+
+LENGTHS = (30, 12, 3, 1)
+FRAME = 32 * 48 * 3
+
+
+@pytest.fixture
+def videos(tmp_path, write_video, numbered):
+    return tuple(
+        Video(write_video(tmp_path / f"{n}.avi", numbered(n)), 0, "g01", f"{n}") for n in LENGTHS
+    )
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The names of the files decoded so far."""
+    names = []
+    original = module.sample_video
+
+    def sample_video(path, step, context):
+        names.append(path.name)
+        time.sleep(0.01)
+        return original(path, step, context)
+
+    monkeypatch.setattr(module, "sample_video", sample_video)
+    return names
+
+
+def test_sampled_frames(videos, number):
+    source = FrameSource(videos, step=10, context=2, max_bytes=10**9)
+    assert len(source) == 4
+    expected = ([0, 10, 20], [0, 10], [0, 2], [0, 0])
+    for index, frames in enumerate(expected):
+        assert number(source.frames(index)) == frames
+    with pytest.raises(ValueError, match="read-only"):
+        source.frames(0)[0] = 0
+
+
+def test_what_was_used_last_stays_in_memory(videos, decoded):
+    source = FrameSource(videos, step=10, context=2, max_bytes=7 * FRAME)  # 3 + 2 + 2 frames
+    for index in (0, 1, 2, 0, 1, 2, 0):
+        source.frames(index)
+    assert decoded == ["30.avi", "12.avi", "3.avi"]
+    source.frames(3)  # for which the one not used for longest has to go
+    source.frames(2), source.frames(0)
+    assert decoded[3:] == ["1.avi"]
+    source.frames(1)
+    assert decoded[3:] == ["1.avi", "12.avi"]
+
+
+def test_without_memory_every_use_decodes(videos, decoded):
+    source = FrameSource(videos, step=10, context=2, max_bytes=FRAME)
+    first, second = source.frames(0), source.frames(0)
+    assert np.array_equal(first, second) and decoded == ["30.avi"] * 2
+
+
+def test_threads_that_ask_for_the_same_video_decode_it_once(videos, decoded):
+    source = FrameSource(videos, step=10, context=2, max_bytes=0)
+    together = threading.Barrier(4)
+
+    def ask(_):
+        together.wait(timeout=10)
+        return source.frames(0)
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(ask, range(4)))
+    assert decoded == ["30.avi"] and all(result is results[0] for result in results)
+
+
+def test_threads_in_a_small_memory_get_the_right_frames(videos, number):
+    source = FrameSource(videos, step=10, context=2, max_bytes=4 * FRAME)
+    order = np.random.default_rng(0).integers(0, 4, 200)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: number(source.frames(i)), order))
+    expected = ([0, 10, 20], [0, 10], [0, 2], [0, 0])
+    assert results == [expected[i] for i in order]
+
+
+def test_a_bad_video_is_an_error_each_time(videos):
+    videos[1].path.write_text("no video")
+    source = FrameSource(videos, step=10, context=2, max_bytes=10**9)
+    for _ in range(2):
+        with pytest.raises(VideoError, match="12.avi: not a video"):
+            source.frames(1)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_scan_counts_and_keeps(videos, decoded, workers):
+    source = FrameSource(videos, step=10, context=2, max_bytes=10**9)
+    calls = []
+    counts = source.scan(workers, progress=lambda done, total: calls.append((done, total)))
+    assert counts == [3, 2, 2, 2] and calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    source.frames(0), source.frames(3)
+    assert sorted(decoded) == ["1.avi", "12.avi", "3.avi", "30.avi"]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_scan_stops_at_the_first_bad_video_or_notes_them(videos, workers):
+    videos[1].path.unlink()
+    videos[3].path.write_bytes(b"")
+    source = FrameSource(videos, step=10, context=2, max_bytes=10**9)
+    with pytest.raises(VideoError, match="12.avi: no such file"):
+        source.scan(workers)
+    counts = source.scan(workers, skip_bad=True)
+    assert [counts[0], counts[2]] == [3, 2]
+    assert [str(counts[i]) for i in (1, 3)] == [
+        f"{videos[1].path}: no such file",
+        f"{videos[3].path}: empty (0 bytes)",
+    ]
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="step is 0, expected at least 1"):
+        FrameSource((), 0, 1, 0)
+    with pytest.raises(ValueError, match="max_bytes is -1, expected at least 0"):
+        FrameSource((), 1, 1, -1)
