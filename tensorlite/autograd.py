@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .device import Array, array_module, fingerprint
 from .recording import state
@@ -38,6 +38,10 @@ class Node:
         self.hooks: list[Callable[[Array], Array | None]] = []
         self.released = False
         self._saved: tuple[tuple[Array, int], ...] = ()
+
+    if TYPE_CHECKING:  # the attributes that a forward makes up are its own affair
+        def __getattr__(self, name: str) -> Any: ...
+        def __setattr__(self, name: str, value: Any) -> None: ...
 
     @property
     def name(self) -> str:
@@ -78,7 +82,8 @@ class Node:
                 if grads[i].shape != tensor.shape:
                     raise RuntimeError(f"{self.name}: backward returned a gradient of shape "
                                        f"{grads[i].shape} for an input of shape {tensor.shape}")
-                grads[i] = grads[i].astype(tensor.dtype, copy=False)
+                # (NumPy makes scalars of results without axes.)
+                grads[i] = array_module(tensor.data).asarray(grads[i], dtype=tensor.dtype)
         return tuple(grads)
 
     def holds(self, array: Array) -> bool:
@@ -134,7 +139,8 @@ class Step(NamedTuple):
     outgoing: tuple[Array | None, ...]
 
 
-def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False) -> Iterator[Step]:
+def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False,
+         in_place: bool = False) -> Iterator[Step]:
     """Walk the tape back from `root`, yielding a `Step` for each node that it passes.
 
     A node is visited after all that used its result, so its gradient is complete. After the last
@@ -142,6 +148,7 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False) ->
     node lets go of what it saved when the caller asks for the next step.
 
     grad: d(loss)/d(root), of root's shape; may be left out when root has one element.
+    in_place: form sums in the arrays of earlier steps: faster, for who does not look at them.
     Raises RuntimeError where there is nothing to differentiate, ValueError for a wrong `grad`.
     """
     if not root.requires_grad:
@@ -161,7 +168,7 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False) ->
             if uses[tensor] == 0:
                 sums.deposit(tensor)
 
-    sums = _Sums()
+    sums = _Sums(in_place and not state.observers)
     arrive(root, _seed(root, grad), fresh=False)
     for node in nodes:
         incoming = sums.take(node)
@@ -180,7 +187,8 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False) ->
 class _Sums:
     """The gradients that have arrived at nodes and leaves which the walk has yet to pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_place: bool) -> None:
+        self._in_place = in_place
         self._sums: dict[Node | Tensor, Array] = {}
         self._owned: set[Node | Tensor] = set()  # those whose array no one else holds
 
@@ -188,13 +196,14 @@ class _Sums:
         before = self._sums.get(target)
         if before is None:
             after = piece
-        elif target in self._owned and not state.observers:
-            before += piece  # an observer would be shown the sum in place of `before`
-            after, fresh = before, True
+        elif target in self._owned:
+            before += piece
+            after = before
         else:
-            after, fresh = before + piece, True
+            after, fresh = array_module(piece).asarray(before + piece), True
         self._sums[target] = after
-        (self._owned.add if fresh else self._owned.discard)(target)
+        if fresh and self._in_place:
+            self._owned.add(target)
         for observer in state.observers:
             observer.accumulate(target, before, piece, after)
 
@@ -202,10 +211,13 @@ class _Sums:
         """The sum at `target`, after its hooks; None if nothing arrived."""
         grad = self._sums.pop(target, None)
         for hook in tuple(target.hooks) if grad is not None else ():
+            self._owned.discard(target)  # the hook may keep it
             replacement = hook(grad)
             if replacement is not None:
-                grad = replacement
-                self._owned.discard(target)
+                if getattr(replacement, "shape", None) != grad.shape:
+                    raise ValueError(f"hook: expected a gradient of shape {grad.shape}, got "
+                                     f"{getattr(replacement, 'shape', type(replacement))}")
+                grad = array_module(grad).asarray(replacement)
         return grad
 
     def deposit(self, leaf: Tensor) -> None:

@@ -44,7 +44,7 @@ def parse_device(device: str) -> str:
 
 
 def require_cuda(device: str) -> ModuleType:
-    """CuPy, when the CUDA `device` can be used; otherwise a RuntimeError that says what is missing."""
+    """CuPy, when the CUDA `device` can be used; else a RuntimeError that says what is missing."""
     try:
         import cupy
     except ImportError:

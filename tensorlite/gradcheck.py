@@ -1,4 +1,4 @@
-"""Numerical against analytic gradients: how the engine is tested, and how to test an op of one's own."""
+"""Numerical against analytic gradients: how the engine is tested, and how to test one's own ops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class GradientError(AssertionError):
 
 
 def numerical_gradient(function: Callable[[], float], array: np.ndarray,
-                       where: Sequence[int] | None = None) -> np.ndarray:
+                       where: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
     """d(function)/d(array) by central differences, one element of `array` after the other.
 
     array: float64; changed and put back. where: flat indices to do (all by default); the result
@@ -57,7 +57,7 @@ def gradcheck(function: Callable[..., Tensor], inputs: Sequence[Tensor | np.ndar
     ``atol + rtol * |numeric|``.
     """
     rng = np.random.default_rng(seed)
-    arrays = [np.array(t.numpy() if isinstance(t, Tensor) else t) for t in inputs]
+    arrays = [np.array(t.numpy() if isinstance(t, Tensor) else t, order="C") for t in inputs]
     checked = [i for i, a in enumerate(arrays) if a.dtype.kind == "f"]
     arrays = [a.astype(np.float64) if i in checked else a for i, a in enumerate(arrays)]
     if not checked:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import tensorlite as tl
+import tensorlite
 
 from .device import parse_device
 
 if TYPE_CHECKING:
     from .tensor import Tensor
+
+tl: Any = tensorlite  # (its functions want a Tensor; to a type checker, `self` is less than that)
 
 
 class Operators:
@@ -60,7 +62,7 @@ class Operators:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def to(self: Tensor, device: str) -> Tensor:
+    def to(self: Any, device: str) -> Tensor:
         """This tensor when it is on `device`, otherwise a differentiable copy there."""
         return self if parse_device(device) == self.device else tl.ops.to_device(self, device)
 

@@ -34,11 +34,11 @@ class Tensor(Operators):
             data = data.data
         if not hasattr(data, "dtype"):
             data = np.asarray(data)
-            if data.dtype == np.float64:
+            if data.dtype == np.float64 and dtype is None:
                 data = data.astype(np.float32)
         if isinstance(data, np.generic):
             data = np.asarray(data)
-        if not hasattr(data, "ndim") or data.dtype.kind not in "biuf":
+        if not hasattr(data, "ndim") or getattr(data.dtype, "kind", "?") not in "biuf":
             raise TypeError(f"data: expected an array of numbers, got {type(data).__name__} "
                             f"of dtype {getattr(data, 'dtype', None)}")
         if dtype is not None:
@@ -112,7 +112,7 @@ class Tensor(Operators):
 
     def backward(self, grad: Array | None = None, retain_graph: bool = False) -> None:
         """Add d(self)/d(leaf) to ``.grad`` of every leaf that requires it; see `autograd.walk`."""
-        for _ in autograd.walk(self, grad, retain_graph):
+        for _ in autograd.walk(self, grad, retain_graph, in_place=True):
             pass
 
     def register_hook(self, hook: Callable[[Array], Array | None]) -> Callable[[], None]:

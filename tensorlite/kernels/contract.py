@@ -23,7 +23,7 @@ class Prologue(NamedTuple):
 class Moments(NamedTuple):
     """Per-channel moments over all leading axes: m2 = sum of (x - mean)^2 over `count` values."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # the field's name; tuple.count is not used
     mean: Array
     m2: Array
 

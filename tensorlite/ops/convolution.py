@@ -6,29 +6,7 @@ from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array
 from ..tensor import Tensor
-
-Pair = int | tuple[int, int]
-
-
-def pair(name: str, value: Pair, least: int) -> tuple[int, int]:
-    """`value` for (height, width); ValueError naming the argument unless both are >= `least`."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    if len(both) != 2 or not all(isinstance(v, int) and v >= least for v in both):
-        raise ValueError(f"{name}: expected an integer >= {least} or a pair of them, got {value!r}")
-    return both
-
-
-def window_output(name: str, size: tuple[int, int], kernel: tuple[int, int],
-                  stride: tuple[int, int], padding: tuple[int, int],
-                  dilation: tuple[int, int] = (1, 1)) -> tuple[int, int]:
-    """Height and width of what a sliding window makes; ValueError where it does not fit once."""
-    padded = [n + 2 * p for n, p in zip(size, padding, strict=True)]
-    span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if any(s > n for s, n in zip(span, padded, strict=True)):
-        raise ValueError(f"{name}: a window of {span[0]}x{span[1]} does not fit an input of "
-                         f"{size[0]}x{size[1]} with padding {padding}")
-    height, width = ((n - s) // t + 1 for n, s, t in zip(padded, span, stride, strict=True))
-    return height, width
+from .arguments import Pair, one_dtype, pair, window_output
 
 
 class Conv2d(Function):
@@ -81,9 +59,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
         raise ValueError(f"weight: no length may be 0, got shape {weight.shape}")
     if bias is not None and bias.shape != weight.shape[3:]:
         raise ValueError(f"bias: expected shape {weight.shape[3:]}, got {bias.shape}")
-    for name, t in (("weight", weight), ("bias", bias)):
-        if t is not None and t.dtype != x.dtype:
-            raise TypeError(f"{name}: expected the dtype {x.dtype} of x, got {t.dtype}")
+    one_dtype(x, weight=weight, bias=bias)
     steps, border, spread = pair("stride", stride, 1), pair("padding", padding, 0), pair(
         "dilation", dilation, 1)
     window_output("conv2d", x.shape[1:3], weight.shape[:2], steps, border, spread)

@@ -10,6 +10,7 @@ from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array, array_module
 from ..tensor import Tensor
+from .arguments import one_dtype
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -24,7 +25,7 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
 def _operands(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
     """Both operands as tensors: a Python number takes the dtype of the other one."""
     if not isinstance(a, Tensor):
-        a = _constant(a, b)
+        a = _constant(a, b) if isinstance(b, Tensor) else Tensor(a)
     if not isinstance(b, Tensor):
         b = _constant(b, a)
     try:
@@ -290,6 +291,7 @@ def dropout(x: Tensor, p: float, training: bool = True,
     Returns `x` itself when not `training` or p = 0. The same `rng` state gives the same mask on
     every device. Raises ValueError unless 0 <= p < 1 and, when training, a generator is given.
     """
+    one_dtype(x)
     if not 0 <= p < 1:
         raise ValueError(f"p: expected a probability in [0, 1), got {p}")
     if not training or p == 0:

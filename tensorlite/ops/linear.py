@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from math import prod
+
+import numpy as np
+
 from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array
 from ..tensor import Tensor
+from .arguments import one_dtype
 from .elementwise import unbroadcast
 
 
@@ -41,13 +46,17 @@ class MatMul(Function):
         return da, db
 
 
+def _rows(x: Array) -> Array:
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
+
+
 class Linear(Function):
     """x W + b; d/dx = grad Wᵀ, d/dW = xᵀ grad, d/db = Σ grad over all leading axes."""
 
     @staticmethod
     def forward(ctx: Node, x: Array, weight: Array, bias: Array | None) -> Array:
         ctx.save(x, weight)
-        y = kernels.of(x).matmul2d(x.reshape(-1, x.shape[-1]), weight)
+        y = kernels.of(x).matmul2d(_rows(x), weight)
         if bias is not None:
             y += bias
         return y.reshape(*x.shape[:-1], weight.shape[1])
@@ -56,9 +65,9 @@ class Linear(Function):
     def backward(ctx: Node, grad: Array) -> tuple[Array | None, ...]:
         x, weight = ctx.saved
         matmul2d = kernels.of(grad).matmul2d
-        rows = grad.reshape(-1, weight.shape[1])
+        rows = _rows(grad)
         dx = matmul2d(rows, weight.T).reshape(x.shape) if ctx.needs[0] else None
-        dw = matmul2d(x.reshape(-1, x.shape[-1]).T, rows) if ctx.needs[1] else None
+        dw = matmul2d(_rows(x).T, rows) if ctx.needs[1] else None
         db = rows.sum(axis=0) if ctx.needs[2] else None
         return dx, dw, db
 
@@ -67,7 +76,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b by NumPy's rules: matrices in the last two axes, vectors as rows or columns."""
     a, b = (t if isinstance(t, Tensor) else Tensor(t) for t in (a, b))
     inner = (a.shape[-1], b.shape[-2 if b.ndim > 1 else 0]) if a.ndim and b.ndim else (0, 1)
-    if inner[0] != inner[1]:
+    try:
+        np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        fit = inner[0] == inner[1]
+    except ValueError:
+        fit = False
+    if not fit:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit together")
     return MatMul.apply(a, b)
 
@@ -82,4 +96,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
                          f"got x {x.shape} and weight {weight.shape}")
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ValueError(f"bias: expected shape {weight.shape[1:]}, got {bias.shape}")
+    one_dtype(x, weight=weight, bias=bias)
     return Linear.apply(x, weight, bias)

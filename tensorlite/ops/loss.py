@@ -74,12 +74,19 @@ class CrossEntropy(Function):
 
 def softmax(x: Tensor) -> Tensor:
     """Probabilities over the last axis."""
+    _classes("softmax", x)
     return Softmax.apply(x)
 
 
 def log_softmax(x: Tensor) -> Tensor:
     """Log-probabilities over the last axis."""
+    _classes("log_softmax", x)
     return LogSoftmax.apply(x)
+
+
+def _classes(name: str, x: Tensor) -> None:
+    if not x.ndim or not x.shape[-1]:
+        raise ValueError(f"{name}: expected a class or more in the last axis, got shape {x.shape}")
 
 
 def cross_entropy(logits: Tensor, labels: Any, reduction: str = "mean") -> Tensor:
@@ -93,6 +100,7 @@ def cross_entropy(logits: Tensor, labels: Any, reduction: str = "mean") -> Tenso
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"cross_entropy: expected logits (N, classes) and labels (N,), got "
                          f"{logits.shape} and {labels.shape}")
+    _classes("cross_entropy", logits)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels: expected integers, got {labels.dtype}")
     if reduction not in REDUCTIONS:

@@ -6,6 +6,7 @@ from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array, array_module
 from ..tensor import Tensor
+from .arguments import one_dtype
 
 MODES = ("train", "frozen", "eval")
 
@@ -77,6 +78,7 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, running_mean: Array, runn
         if t.shape != channels:
             raise ValueError(f"{name}: expected shape {channels} for x of shape {x.shape}, "
                              f"got {t.shape}")
+    one_dtype(x, gamma=gamma, beta=beta)
     if mode not in MODES:
         raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
     if mode == "train" and x.size <= x.shape[-1]:

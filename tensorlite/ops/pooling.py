@@ -6,7 +6,7 @@ from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array
 from ..tensor import Tensor
-from .convolution import Pair, pair, window_output
+from .arguments import Pair, one_dtype, pair, window_output
 
 
 class MaxPool2d(Function):
@@ -77,6 +77,7 @@ def global_avg_pool(x: Tensor) -> Tensor:
     """The mean over height and width: x (N, H, W, C) → (N, C)."""
     if x.ndim != 4 or 0 in x.shape[1:3]:
         raise ValueError(f"global_avg_pool: expected x (N, H, W, C) with H, W > 0, got {x.shape}")
+    one_dtype(x)
     return GlobalAvgPool.apply(x)
 
 
@@ -84,9 +85,12 @@ def _window(name: str, x: Tensor, kernel: Pair, stride: Pair | None,
             padding: Pair) -> dict[str, tuple[int, int]]:
     if x.ndim != 4:
         raise ValueError(f"{name}: expected x (N, H, W, C), got shape {x.shape}")
+    one_dtype(x)
     size = pair("kernel", kernel, 1)
     steps = size if stride is None else pair("stride", stride, 1)
     border = pair("padding", padding, 0)
+    if 0 in x.shape[1:3]:
+        raise ValueError(f"{name}: expected x (N, H, W, C) with H, W > 0, got {x.shape}")
     if any(2 * p > k for p, k in zip(border, size, strict=True)):
         raise ValueError(f"padding: got {padding}, expected at most half the kernel {size}")
     window_output(name, x.shape[1:3], size, steps, border)

@@ -10,6 +10,7 @@ from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array, array_module
 from ..tensor import Tensor
+from .arguments import one_dtype
 
 
 class TemporalSkip(Function):
@@ -42,14 +43,13 @@ class GRU(Function):
     def forward(ctx: Node, x: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array,
                 h0: Array, *, lengths: np.ndarray) -> Array:
         out, saved = kernels.of(x).gru_forward(x, lengths, w_ih, w_hh, b_ih, b_hh, h0)
-        ctx.save(x, w_ih, w_hh, h0, *saved)
-        ctx.lengths = lengths
+        ctx.save(x, lengths, w_ih, w_hh, h0, *saved)
         return out
 
     @staticmethod
     def backward(ctx: Node, grad: Array) -> tuple[Array | None, ...]:
-        x, w_ih, w_hh, h0, *saved = ctx.saved
-        return kernels.of(grad).gru_backward(grad, x, ctx.lengths, w_ih, w_hh, h0, tuple(saved))
+        x, lengths, w_ih, w_hh, h0, *saved = ctx.saved
+        return kernels.of(grad).gru_backward(grad, x, lengths, w_ih, w_hh, h0, tuple(saved))
 
 
 def temporal_skip(y: Tensor, x: Tensor, frames: int) -> Tensor:
@@ -92,6 +92,7 @@ def gru(x: Tensor, lengths: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh:
                            ("b_hh", b_hh, (3 * hidden,)), ("h0", h0, (batch, hidden))):
         if t.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {t.shape}")
+    one_dtype(x, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, h0=h0)
     lengths = lengths.data if isinstance(lengths, Tensor) else lengths
     lengths = np.asarray(np.full(batch, steps) if lengths is None else lengths)
     if lengths.shape != (batch,) or lengths.dtype.kind not in "iu":

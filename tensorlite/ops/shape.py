@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,7 +46,7 @@ class Index(Function):
 
     @staticmethod
     def forward(ctx: Node, x: Array, *, key: Any) -> Array:
-        ctx.shape, ctx.key = x.shape, key
+        ctx.shape, ctx.key = x.shape, copy.deepcopy(key)  # its arrays may be written to later
         return x[key]
 
     @staticmethod
@@ -80,7 +82,8 @@ class Pad(Function):
     def forward(ctx: Node, x: Array, *, widths: tuple[tuple[int, int], ...],
                 value: float) -> Array:
         ctx.inside = tuple(slice(a, a + n) for (a, _), n in zip(widths, x.shape, strict=True))
-        return array_module(x).pad(x, widths, constant_values=value)
+        # (NumPy's pad refuses an array without axes.)
+        return array_module(x).pad(x, widths, constant_values=value) if widths else x
 
     @staticmethod
     def backward(ctx: Node, grad: Array) -> Array:
@@ -111,7 +114,8 @@ def reshape(x: Tensor, shape: int | Sequence[int]) -> Tensor:
 
 def transpose(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """`x` with its axes in the order `axes`; by default reversed."""
-    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(axes)
+    order = tuple(range(x.ndim))[::-1] if axes is None else tuple(
+        (axes,) if isinstance(axes, int) else axes)
     order = tuple(a + x.ndim if a < 0 else a for a in order)
     if sorted(order) != list(range(x.ndim)):
         raise ValueError(f"transpose: axes {axes} is no order of the {x.ndim} axes of a tensor of "
@@ -154,7 +158,10 @@ def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def pad(x: Tensor, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
     """`x` with a border of `value`: ``widths[i]`` elements (before, after) along axis i."""
-    pairs = tuple((int(before), int(after)) for before, after in widths)
+    try:
+        pairs = tuple((operator.index(before), operator.index(after)) for before, after in widths)
+    except (TypeError, ValueError):
+        pairs = ()
     if len(pairs) != x.ndim or any(n < 0 for pair in pairs for n in pair):
         raise ValueError(f"pad: expected a pair of widths >= 0 for each of {x.ndim} axes, "
                          f"got {widths}")

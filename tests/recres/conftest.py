@@ -47,3 +47,40 @@ def numbered() -> Callable[..., np.ndarray]:
 def number() -> Callable[[np.ndarray], list[int]]:
     """number(frames): which frames of `numbered` these are, by their mean level."""
     return lambda frames: [int(frame.mean() // 6) for frame in frames]
+
+
+@pytest.fixture(scope="session")
+def figures_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small figures data set: 10 classes, 4 groups (one of them to test on), 40 clips."""
+    from recres.datasets import figures
+
+    root = tmp_path_factory.mktemp("data") / "figures"
+    figures.generate(root, clips_per_group=1, groups=4, progress=False)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny(figures_root: Path) -> list[str]:
+    """Options of `recres.train` for a network and a job as small as they get, on figures_root."""
+    return ["--root", str(figures_root), "--width", "4", "--image-size", "32", "--batch", "12",
+            "--holdout", "0.3", "--epochs", "2", "--threads", "1"]
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete run; not to be written to."""
+    from recres import train
+
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    assert train.main(["--out", str(folder), *tiny]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """Commands set the number of threads for good; each test starts with the number there was."""
+    import tensorlite
+
+    before = tensorlite.get_num_threads()
+    yield
+    tensorlite.set_num_threads(before)

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tensorlite.kernels.contract import GradSums, Moments, NormGrad, Prologue
-from tensorlite.kernels.cpu.elementwise import keep_positive, wide, widen
+from tensorlite.kernels.cpu.elementwise import keep_positive, rectify, wide, widen
 from tensorlite.kernels.cpu.normalisation import (
     Tile,
     merge_grad_sums,
@@ -36,9 +36,12 @@ from tensorlite.kernels.cpu.threads import bands, parallel_for, scratch
 Pair = tuple[int, int]
 Band = tuple[int, int, int, int]  # first image, last image + 1, first line, last line + 1
 
-WORKSPACE = 1 << 20  # bytes a band's matrices may take: about a core's L2 cache
+# Bytes a band's matrices may take. Measured on Zen 3 (1 MB of L2, 32 MB of L3): 2 MB beats 1 MB by
+# up to 5 % on small layers, whose bands are then fewer, and equals it on large ones.
+WORKSPACE = 1 << 21
+THIN_OUTPUTS, THIN_INPUTS = 32, 4  # channels up to which a product is thin (see _Columns)
 MIN_PIXELS = 256  # fewer rows and a product spends its time reading the weights
-GRAIN_FLOPS = 1 << 20  # multiply-adds below which a second thread costs more than it brings
+GRAIN_FLOPS = 1 << 21  # multiply-adds below which a second thread costs more than it brings
 
 
 class _Window(NamedTuple):
@@ -49,6 +52,9 @@ class _Window(NamedTuple):
     stride: Pair
     offset: Pair
     dilation: Pair
+
+
+_POINT = _Window((1, 1), (1, 1), (0, 0), (1, 1))
 
 
 class _Source:
@@ -98,7 +104,7 @@ class _Source:
             np.multiply(source, vectors[0], out=out)
             out += vectors[1]
             if self.relu:
-                np.maximum(out, 0, out=out)
+                rectify(out, out)
 
 
 def _fold(a: np.ndarray) -> np.ndarray:
@@ -113,31 +119,59 @@ def _inside(first: int, count: int, size: int) -> tuple[int, int, int]:
 
 
 class _Columns:
-    """A source gathered band by band: columns(band) is (groups, pixels, taps * channels)."""
+    """A source gathered band by band, and the two products taken of what was gathered.
 
-    def __init__(self, source: _Source, window: _Window, out_size: Pair, groups: int) -> None:
-        self.source, self.window, self.groups = source, window, groups
+    Usually a band becomes the matrix (groups, pixels, taps * channels). Where the product is thin
+    (few output channels, or hardly any input channels) that copy would cost as much as the
+    arithmetic, so only the taps along a line are gathered: (images, width, lines, kw * channels).
+    Those of kh adjoining lines then lie side by side, and for each output line the matrix
+    (images * width, taps * channels) is a view. That is a third of the copy for a 3x3 kernel.
+    """
+
+    def __init__(
+        self, source: _Source, window: _Window, out_size: Pair, groups: int, outputs: int
+    ) -> None:
+        self.source, self.window, self.groups, self.outputs = source, window, groups, outputs
         self.width = out_size[1]
+        self.dtype = source.array.dtype
         _, self.source_height, self.source_width, self.channels = source.shape
-        self.span = (out_size[1] - 1) * window.stride[1] + (window.kernel[1] - 1) * (
-            window.dilation[1]
-        ) + 1
+        self.span = self._reach(out_size[1], 1)
         self.pointwise = window.kernel == (1, 1) and window.stride == (1, 1) and groups == 1
+        thin = outputs <= THIN_OUTPUTS or self.channels <= THIN_INPUTS
+        self.by_line = thin and groups == 1 and window.kernel[0] > 1 and window.dilation[0] == 1
         self.taps = window.kernel[0] * window.kernel[1]
+
+    def _reach(self, outputs: int, axis: int) -> int:
+        """Source positions from the first to the last that so many outputs in a row see."""
+        window = self.window
+        return (
+            (outputs - 1) * window.stride[axis]
+            + (window.kernel[axis] - 1) * window.dilation[axis]
+            + 1
+        )
+
+    def limit(self) -> int:
+        """Lines a band may have: those whose matrices fit the workspace, but enough pixels."""
+        gathered = self.taps
+        if self.by_line:
+            gathered = self.window.kernel[1] * self.window.stride[0]
+        pixel = gathered * self.channels + self.outputs
+        count = max(MIN_PIXELS, WORKSPACE // (pixel * self.dtype.itemsize))
+        return max(1, count // max(1, self.width))
 
     def _pixels(self, band: Band) -> np.ndarray:
         """The band's source pixels (images, lines, span, C), zeros beyond the source's border."""
         window = self.window
         first = band[2] * window.stride[0] + window.offset[0]
-        lines = (band[3] - band[2] - 1) * window.stride[0] + 1
-        lines += (window.kernel[0] - 1) * window.dilation[0]
+        lines = self._reach(band[3] - band[2], 0)
         above, top, bottom = _inside(first, lines, self.source_height)
         before, left, right = _inside(window.offset[1], self.span, self.source_width)
         where = (slice(band[0], band[1]), slice(top, bottom), slice(left, right))
-        if self.source.plain and (bottom - top, right - left) == (lines, self.span):
+        whole = (bottom - top, right - left) == (lines, self.span)
+        if self.pointwise and self.source.plain and whole:
             return self.source.array[where]
         shape = (band[1] - band[0], lines, self.span * self.channels)
-        pixels = scratch("pixels", shape, self.source.array.dtype)
+        pixels = scratch("pixels", shape, self.dtype)
         below = above + bottom - top
         start, stop = before * self.channels, (before + right - left) * self.channels
         pixels[:, :above] = 0
@@ -148,7 +182,8 @@ class _Columns:
             self.source.read(pixels[:, above:below, start:stop], where)
         return pixels.reshape(*shape[:2], self.span, self.channels)
 
-    def __call__(self, band: Band) -> np.ndarray:
+    def matrix(self, band: Band) -> np.ndarray:
+        """The gathered band, (groups, pixels, taps * channels)."""
         pixels = self._pixels(band)
         images, lines = band[1] - band[0], band[3] - band[2]
         count = images * lines * self.width
@@ -157,23 +192,70 @@ class _Columns:
         (kh, kw), (sh, sw), _, (dh, dw) = self.window
         channels = self.channels // self.groups
         a, b, c, d = pixels.strides
-        seen = np.lib.stride_tricks.as_strided(
-            pixels,
-            (self.groups, images, lines, self.width, kh, kw, channels),
-            (channels * d, a, b * sh, c * sw, b * dh, c * dw, d),
-            writeable=False,
-        )
-        matrix = scratch("columns", seen.shape, pixels.dtype)
-        matrix[...] = seen
-        return matrix.reshape(self.groups, count, self.taps * channels)
+        shape = (self.groups, images, lines, self.width, kh, kw, channels)
+        strides = (channels * d, a, b * sh, c * sw, b * dh, c * dw, d)
+        gathered = scratch("columns", shape, self.dtype)
+        gathered[...] = np.ndarray(shape, self.dtype, pixels, 0, strides)
+        return gathered.reshape(self.groups, count, self.taps * channels)
 
-    def limit(self, other_channels: int) -> int:
-        """Lines a band may have: those whose matrices fit the workspace, but enough pixels."""
-        pixel = self.taps * self.channels + other_channels
-        if self.pointwise and self.source.plain:
-            pixel = self.channels + other_channels
-        count = max(MIN_PIXELS, WORKSPACE // (pixel * self.source.array.itemsize))
-        return max(1, count // max(1, self.width))
+    def line_matrices(self, band: Band) -> np.ndarray:
+        """The gathered band, (lines, images * width, taps * channels), overlapping views."""
+        pixels = self._pixels(band)
+        images, lines, _, channels = pixels.shape
+        kw, sw, dw = self.window.kernel[1], self.window.stride[1], self.window.dilation[1]
+        a, b, c, d = pixels.strides
+        shape = (images, self.width, lines, kw, channels)
+        gathered = scratch("columns", shape, self.dtype)
+        gathered[...] = np.ndarray(shape, self.dtype, pixels, 0, (a, c * sw, b, c * dw, d))
+        _, pixel, line, _, item = gathered.strides
+        return np.ndarray(
+            (band[3] - band[2], images * self.width, self.taps * channels),
+            self.dtype,
+            gathered,
+            0,
+            (line * self.window.stride[0], pixel, item),
+        )
+
+    def times(self, weights: np.ndarray, band: Band, rows: np.ndarray) -> None:
+        """rows (pixels, D) = gathered band times weights (groups, taps * channels, D / groups)."""
+        if not self.by_line:
+            if self.groups == 1:
+                np.matmul(self.matrix(band)[0], weights[0], out=rows)
+            else:
+                np.matmul(self.matrix(band), weights, out=_by_group(rows, self.groups))
+            return
+        matrices = self.line_matrices(band)
+        shape = (*matrices.shape[:2], rows.shape[1])
+        if band[1] - band[0] == 1:
+            np.matmul(matrices, weights[0], out=rows.reshape(shape))
+            return
+        by_line = scratch("lines", shape, self.dtype)
+        np.matmul(matrices, weights[0], out=by_line)
+        images = rows.reshape(band[1] - band[0], shape[0], self.width * rows.shape[1])
+        images[...] = by_line.reshape(shape[0], len(images), images.shape[2]).transpose(1, 0, 2)
+
+    def transposed_times(self, rows: np.ndarray, band: Band, product: np.ndarray) -> None:
+        """product (groups, taps * channels, D / groups) = gathered band's transpose times rows."""
+        if not self.by_line:
+            matrix = self.matrix(band)
+            np.matmul(matrix.transpose(0, 2, 1), _by_group(rows, self.groups), out=product)
+            return
+        matrices = self.line_matrices(band)
+        shape = (*matrices.shape[:2], rows.shape[1])
+        images = rows.reshape(band[1] - band[0], shape[0], self.width * rows.shape[1])
+        by_line = images.transpose(1, 0, 2)
+        if len(images) > 1:
+            copy = scratch("lines", by_line.shape, self.dtype)
+            copy[...] = by_line
+            by_line = copy
+        products = scratch("line products", (shape[0], *product.shape[1:]), self.dtype)
+        np.matmul(matrices.transpose(0, 2, 1), by_line.reshape(shape), out=products)
+        np.add.reduce(products, axis=0, out=product[0])
+
+
+def _by_group(rows: np.ndarray, groups: int) -> np.ndarray:
+    """(pixels, D) as (groups, pixels, D / groups)."""
+    return rows.reshape(len(rows), groups, rows.shape[1] // groups).transpose(1, 0, 2)
 
 
 def _band_view(a: np.ndarray, band: Band) -> np.ndarray:
@@ -191,54 +273,58 @@ def _group_matrices(weight: np.ndarray, groups: int) -> np.ndarray:
     return matrix.transpose(1, 0, 2) if groups > 1 else matrix.reshape(1, len(matrix), -1)
 
 
-def _correlate(
-    source: _Source,
-    matrices: np.ndarray,
-    out: np.ndarray,
-    window: _Window,
-    finish: Callable[[np.ndarray, Band], list] | None,
-) -> list:
-    """Write the correlation into out (N,OH,OW,D); join what finish returned, in order.
+class _Job(NamedTuple):
+    """One correlation: out (N,OH,OW,D) from matrices (groups, taps * C, D / groups).
 
-    matrices is (groups, taps * C, D / groups). finish(rows, band) may change its band's rows,
-    which are contiguous (pixels, D), before they reach out.
+    finish(rows, band) may change its band's rows, contiguous (pixels, D), before they reach out;
+    what it returns is handed to the caller.
     """
-    groups, inner, columns_out = matrices.shape
-    count, height, width, channels = out.shape
-    columns = _Columns(source, window, (height, width), groups)
-    direct = out.flags.c_contiguous and groups == 1
 
-    def body(start: int, stop: int, worker: int) -> list:
+    source: _Source
+    matrices: np.ndarray
+    out: np.ndarray
+    window: _Window
+    finish: Callable[[np.ndarray, Band], list] | None
+
+
+def _correlate(jobs: list[_Job]) -> list:
+    """Do the jobs, each worker its share of every one; join what finish returned, in order."""
+    jobs = [job for job in jobs if job.out.size]
+    lines = [job.out.shape[0] * job.out.shape[1] for job in jobs]
+    most = max(lines, default=0)
+
+    def share(job: _Job, start: int, stop: int) -> list:
+        _, height, width, channels = job.out.shape
+        groups = len(job.matrices)
+        columns = _Columns(job.source, job.window, (height, width), groups, channels)
+        direct = job.out.flags.c_contiguous
         left: list = []
-        for band in bands(start, stop, height, columns.limit(channels)):
-            matrix = columns(band)
-            pixels = matrix.shape[1]
-            if direct:
-                rows = _band_rows(out, band)
-                np.matmul(matrix[0], matrices[0], out=rows)
-            else:
-                rows = scratch("rows", (pixels, channels), out.dtype)
-                by_group = rows.reshape(pixels, groups, columns_out).transpose(1, 0, 2)
-                np.matmul(matrix, matrices, out=by_group)
-            if finish is not None:
-                left += finish(rows, band)
+        for band in bands(start, stop, height, columns.limit()):
+            view = _band_view(job.out, band)
+            shape = (view.size // channels, channels)
+            rows = view.reshape(shape) if direct else scratch("rows", shape, view.dtype)
+            columns.times(job.matrices, band, rows)
+            if job.finish is not None:
+                left += job.finish(rows, band)
             if not direct:
-                view = _band_view(out, band)
                 view[...] = rows.reshape(view.shape)
         return left
 
-    work = width * inner * channels  # multiply-adds a line
-    parts = parallel_for(count * height, body, grain=1 + GRAIN_FLOPS // max(1, work))
+    def body(start: int, stop: int, worker: int) -> list:
+        left: list = []
+        for job, count in zip(jobs, lines, strict=True):
+            left += share(job, start * count // most, stop * count // most)
+        return left
+
+    # Multiply-adds a line of the longest job, all jobs together.
+    work = sum(job.out.size * job.matrices.shape[1] for job in jobs) // max(1, most)
+    parts = parallel_for(most, body, grain=1 + GRAIN_FLOPS // max(1, work))
     return [item for part in parts for item in part]
 
 
 def _is_pointwise(window: _Window, source: _Source, out: np.ndarray) -> bool:
     """Every output pixel sees the source pixel at its own place and nothing else."""
-    return (
-        window[:3] == ((1, 1), (1, 1), (0, 0))
-        and source.shape[:3] == out.shape[:3]
-        and out.flags.c_contiguous
-    )
+    return window[:3] == _POINT[:3] and source.shape[:3] == out.shape[:3] and out.flags.c_contiguous
 
 
 def _thin(x: np.ndarray, stride: Pair, out_size: Pair) -> np.ndarray:
@@ -292,7 +378,7 @@ def conv2d_forward(
 
     wanted = bias is not None or statistics
     matrices = _group_matrices(weight, groups)
-    tiles = _correlate(source, matrices, out, window, finish if wanted else None)
+    tiles = _correlate([_Job(source, matrices, out, window, finish if wanted else None)])
     return y, merge_moments(tiles, y.shape[3], y.dtype) if statistics else None
 
 
@@ -321,13 +407,19 @@ def _phases(size: int, kernel: int, stride: int, padding: int, dilation: int) ->
 
 
 def _transposed(weight: np.ndarray, rows: list[int], columns: list[int], groups: int) -> np.ndarray:
-    """The chosen taps with input and output channels exchanged: (groups, taps * D, C)."""
+    """The chosen taps with input and output channels exchanged: (groups, taps * D, C).
+
+    Laid out as (groups, C, taps * D) and returned transposed, which the BLAS reads as quickly and
+    which copies whole runs of D.
+    """
     kh, kw, channels, total = weight.shape
-    parts = weight.reshape(kh, kw, channels, groups, total // groups)
-    if (kh, kw) != (len(rows), len(columns)) or kh * kw > 1:
-        parts = parts[np.ix_(rows, columns)]
-    parts = parts.transpose(3, 0, 1, 4, 2)
-    return parts.reshape(groups, len(rows) * len(columns) * (total // groups), channels)
+    outer = total // groups
+    parts = weight.reshape(kh, kw, channels, groups, outer)
+    matrices = np.empty((groups, channels, len(rows), len(columns), outer), weight.dtype)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            matrices[:, :, i, j] = parts[row, column].transpose(1, 0, 2)
+    return matrices.reshape(groups, channels, -1).transpose(0, 2, 1)
 
 
 def conv2d_grad_input(
@@ -352,7 +444,7 @@ def conv2d_grad_input(
     dx = np.empty(input_shape, grad.dtype)
     channels = input_shape[3]
     source = _Source(grad, norm_grad=norm_grad)
-    sums: list[tuple[np.ndarray, np.ndarray]] = []
+    jobs = []
     if mask is not None:
         z, activation, mean = mask
         vectors = [widen(v, grad.dtype) for v in (activation.scale, activation.shift, mean)]
@@ -390,7 +482,8 @@ def conv2d_grad_input(
                 reader, out = source.folded(), _fold(out)
                 values = None if values is None else _fold(values)
             finish = None if values is None else masked(values)
-            sums += _correlate(reader, matrices, out, window, finish)
+            jobs.append(_Job(reader, matrices, out, window, finish))
+    sums = _correlate(jobs)
     return dx, None if mask is None else merge_grad_sums(sums, channels, grad.dtype)
 
 
@@ -419,23 +512,21 @@ def conv2d_grad_weight(
     if _is_pointwise(window, source, grad):
         source, above = source.folded(), above.folded()
     count, height, width, channels_out = above.shape
-    columns = _Columns(source, window, (height, width), groups)
-    gradients = _Columns(above, _Window((1, 1), (1, 1), (0, 0), (1, 1)), (height, width), 1)
+    columns = _Columns(source, window, (height, width), groups, channels_out)
+    gradients = _Columns(above, _POINT, (height, width), 1, channels_out)
     inner, outer = columns.taps * x.shape[3] // groups, channels_out // groups
-    limit = columns.limit(channels_out)
+    limit = columns.limit()
 
     def body(start: int, stop: int, worker: int) -> np.ndarray:
         total = np.zeros((groups, inner, outer), grad.dtype)
         product = scratch("product", total.shape, total.dtype)
         for band in bands(start, stop, height, limit):
-            # Both gather through the scratch "pixels": the gradient's must be used up first.
-            rows = gradients(band)[0]
-            if not above.plain:
+            rows = gradients.matrix(band)[0]
+            if not above.plain:  # rows lie in the scratch that the columns will gather through
                 kept = scratch("gradients", rows.shape, rows.dtype)
                 kept[...] = rows
                 rows = kept
-            by_group = rows.reshape(len(rows), groups, outer).transpose(1, 0, 2)
-            np.matmul(columns(band).transpose(0, 2, 1), by_group, out=product)
+            columns.transposed_times(rows, band, product)
             total += product
         return total
 

@@ -13,8 +13,8 @@ from tensorlite.kernels.contract import GradSums, Moments
 from tensorlite.kernels.cpu.elementwise import (
     CHUNK,
     GRAIN,
+    column_sums,
     for_chunks,
-    repeats,
     rows_of,
     wide,
     widen,
@@ -24,25 +24,20 @@ from tensorlite.kernels.cpu.threads import parallel_for, scratch
 Tile = tuple[int, np.ndarray, np.ndarray]  # count, mean, m2
 
 
-def column_sums(rows: np.ndarray) -> np.ndarray:
-    """Sum of a contiguous (rows, C) matrix over its rows, in partial sums of its own dtype."""
-    channels = rows.shape[1]
-    total = np.zeros(channels, rows.dtype)
-    for (view,) in wide(rows):
-        total += np.add.reduce(view, axis=0).reshape(-1, channels).sum(axis=0)
-    return total
-
-
 def tile_moments(rows: np.ndarray) -> Tile:
-    """Moments of one contiguous (rows, C) tile: its mean first, then squares about that mean."""
-    count, channels = rows.shape
+    """Moments of one contiguous (rows, C) tile: its mean first, then squares about that mean.
+
+    The deviations' own sum corrects both for the rounding of the mean (Chan et al., eq. 1.7).
+    """
+    count = len(rows)
     mean = column_sums(rows) / rows.dtype.type(count)
-    centre = np.tile(mean, repeats(channels))
+    centre = widen(mean, rows.dtype)
     centred = scratch("moments", rows.shape, rows.dtype)
     for view, out in wide(rows, centred):
         np.subtract(view, centre[: out.shape[1]], out=out)
-        np.multiply(out, out, out=out)
-    return count, mean, column_sums(centred)
+    error = column_sums(centred) / np.float64(count)
+    np.multiply(centred, centred, out=centred)
+    return count, mean + error, column_sums(centred) - count * error * error
 
 
 def merge_moments(tiles: list[Tile], channels: int, dtype: np.dtype) -> Moments:
@@ -65,9 +60,7 @@ def moments(x: np.ndarray) -> Moments:
     step = max(1, CHUNK // max(1, channels))
 
     def body(start: int, stop: int, worker: int) -> list[Tile]:
-        return [
-            tile_moments(rows[at : min(at + step, stop)]) for at in range(start, stop, step)
-        ]
+        return [tile_moments(rows[at : min(at + step, stop)]) for at in range(start, stop, step)]
 
     parts = parallel_for(len(rows), body, grain=max(1, GRAIN // max(1, channels)))
     return merge_moments([tile for part in parts for tile in part], channels, x.dtype)
@@ -121,7 +114,7 @@ def norm_backward(
         for g, value, out in wide(grads[start:stop], rows[start:stop], dx[start:stop]):
             wide_norm_grad(g, value, out, *(v[: out.shape[1]] for v in vectors))
 
-    for_chunks(*rows.shape, body)
+    for_chunks(len(rows), rows.shape[1], body)
     return dx.reshape(x.shape)
 
 

@@ -7,18 +7,20 @@ the ranges, so no padded copy exists.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from tensorlite.kernels.cpu.elementwise import CHUNK, GRAIN
+from tensorlite.kernels.cpu.elementwise import CHUNK, GRAIN, constant
 from tensorlite.kernels.cpu.threads import bands, parallel_for, scratch
 
 Pair = tuple[int, int]
+Band = tuple[int, int, int, int]  # first image, last image + 1, first line, last line + 1
+Where = tuple[slice, slice, slice]  # images, lines, columns
 
 
 def _output_size(shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> Pair:
-    height, width = (
-        (shape[1 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2)
-    )
+    height, width = ((shape[1 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))
     return height, width
 
 
@@ -33,16 +35,16 @@ def _clip(first: int, last: int, size: int, tap: int, stride: int, pad: int) -> 
 
 def _taps(
     shape: tuple[int, ...],
-    band: tuple[int, int, int, int],
+    band: Band,
     width: int,
     kernel: Pair,
     stride: Pair,
     padding: Pair,
-) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+) -> list[tuple[Where, Where]]:
     """For each window cell in order: the band's outputs it serves and the inputs it reads."""
     first_image, last_image, first, last = band
     images = slice(first_image, last_image)
-    pairs = []
+    pairs: list[tuple[Where, Where]] = []
     for i in range(kernel[0]):
         out_rows, in_rows = _clip(first, last, shape[1], i, stride[0], padding[0])
         for j in range(kernel[1]):
@@ -72,7 +74,7 @@ def max_pool2d_forward(
         _first_tap(height, kernel[0], stride[0], padding[0])[:, None] * kernel[1]
         + _first_tap(width, kernel[1], stride[1], padding[1])[None, :]
     ).astype(argmax.dtype)[None, :, :, None]
-    limit = max(1, CHUNK // 2 // max(1, width * channels))
+    limit = max(1, CHUNK // 8 // max(1, width * channels))
 
     def body(start: int, stop: int, worker: int) -> None:
         for band in bands(start, stop, height, limit):
@@ -108,7 +110,7 @@ def _scatter(
     kernel: Pair,
     stride: Pair,
     padding: Pair,
-    share: object,
+    share: Callable[[Band, int, Where], np.ndarray],
 ) -> np.ndarray:
     """Sum into dx, tap by tap, what share(band, tap, outputs) says each output sends there.
 
@@ -116,7 +118,7 @@ def _scatter(
     """
     dx = np.zeros(shape, dtype)
     _, height, width, channels = grad_shape
-    limit = max(1, CHUNK // 2 // max(1, width * channels))
+    limit = max(1, CHUNK // 8 // max(1, width * channels))
 
     def body(start: int, stop: int, worker: int) -> None:
         for band in bands(start * height, stop * height, height, limit):
@@ -139,7 +141,7 @@ def max_pool2d_backward(
 ) -> np.ndarray:
     """Gradient of max pooling: each output's gradient added where its maximum was."""
 
-    def share(band: tuple[int, int, int, int], tap: int, outputs: tuple) -> np.ndarray:
+    def share(band: Band, tap: int, outputs: Where) -> np.ndarray:
         images, lines = slice(band[0], band[1]), slice(band[2], band[3])
         source, where = grad[images, lines], argmax[images, lines]
         chosen = np.equal(where, tap, out=scratch("pool better", where.shape, np.bool_))
@@ -155,7 +157,7 @@ def avg_pool2d_forward(x: np.ndarray, kernel: Pair, stride: Pair, padding: Pair)
     height, width = _output_size(x.shape, kernel, stride, padding)
     y = np.zeros((count, height, width, channels), x.dtype)
     share = x.dtype.type(1 / (kernel[0] * kernel[1]))
-    limit = max(1, CHUNK // max(1, width * channels))
+    limit = max(1, CHUNK // 4 // max(1, width * channels))
 
     def body(start: int, stop: int, worker: int) -> None:
         for band in bands(start, stop, height, limit):
@@ -174,7 +176,7 @@ def avg_pool2d_backward(
     """Gradient of average pooling: every cell of a window receives grad / (kh*kw)."""
     share = grad.dtype.type(1 / (kernel[0] * kernel[1]))
 
-    def part(band: tuple[int, int, int, int], tap: int, outputs: tuple) -> np.ndarray:
+    def part(band: Band, tap: int, outputs: Where) -> np.ndarray:
         source = grad[band[0] : band[1], band[2] : band[3]]
         scaled = scratch("pool", source.shape, source.dtype)
         return np.multiply(source, share, out=scaled)[outputs]
@@ -188,7 +190,9 @@ def global_avg_pool_forward(x: np.ndarray) -> np.ndarray:
     y = np.empty((count, channels), x.dtype)
 
     def body(start: int, stop: int, worker: int) -> None:
-        np.mean(x[start:stop], axis=(1, 2), out=y[start:stop])
+        images = x[start:stop].reshape(stop - start, height * width, channels)
+        np.matmul(constant(1.0, height * width, x.dtype), images, out=y[start:stop])
+        y[start:stop] /= height * width
 
     parallel_for(count, body, grain=1 + GRAIN // max(1, height * width * channels))
     return y

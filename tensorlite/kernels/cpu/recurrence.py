@@ -39,7 +39,8 @@ def gru_forward(
     """
     batch, steps, features = x.shape
     hidden = w_hh.shape[0]
-    inputs = matmul2d(x.reshape(-1, features), w_ih).reshape(batch, steps, 3 * hidden) + b_ih
+    inputs = matmul2d(x.reshape(batch * steps, features), w_ih) + b_ih
+    inputs = inputs.reshape(batch, steps, 3 * hidden)
     live = np.arange(steps)[:, None, None] < np.asarray(lengths)[None, :, None]
     out = np.zeros((batch, steps, hidden), x.dtype)
     states = np.empty((steps + 1, batch, hidden), x.dtype)
@@ -82,7 +83,7 @@ def gru_backward(
     dh = np.zeros((batch, hidden), grad.dtype)
     for t in reversed(range(steps)):
         r, z, n, product = gates[t]
-        # A sequence that has not started its last live step, seen backwards, has dh == 0.
+        # Past a sequence's end dh is still zero, and stays so.
         dh = np.where(live[t], dh + grad[:, t], dh)
         dn = np.where(live[t], dh * (1 - z) * (1 - n * n), 0)
         dz = np.where(live[t], dh * (states[t] - n) * z * (1 - z), 0)
@@ -91,10 +92,10 @@ def gru_backward(
             d_inputs[:, t, gate] = value
             d_products[t, :, gate] = value
         d_products[t, :, 2] = dn * r
-        dh = np.where(live[t], dh * z, dh) + d_products[t].reshape(batch, -1) @ w_hh.T
+        dh = np.where(live[t], dh * z, dh) + d_products[t].reshape(batch, 3 * hidden) @ w_hh.T
     flat_inputs = d_inputs.reshape(batch * steps, 3 * hidden)
     flat_products = d_products.reshape(steps * batch, 3 * hidden)
-    flat_x = x.reshape(batch * steps, -1)
+    flat_x = x.reshape(batch * steps, x.shape[2])
     dx = matmul2d(flat_inputs, w_ih.T).reshape(x.shape)
     dw_ih = matmul2d(flat_x.T, flat_inputs)
     dw_hh = matmul2d(states[:-1].reshape(steps * batch, hidden).T, flat_products)

@@ -101,9 +101,7 @@ def _run(body: Callable[[int, int, int], Result], start: int, stop: int, worker:
         _local.inside = False
 
 
-def parallel_for(
-    n: int, body: Callable[[int, int, int], Result], grain: int = 1
-) -> list[Result]:
+def parallel_for(n: int, body: Callable[[int, int, int], Result], grain: int = 1) -> list[Result]:
     """Call body(start, stop, worker) on contiguous parts of range(n) and return the results.
 
     The parts, and the results, are in order; worker counts them from zero. A part has at least

@@ -1,7 +1,7 @@
 """The kernels for NVIDIA GPUs, with the names and signatures of `kernels.cpu`.
 
-None is written yet: asking for one says so. Operations that need no kernel of their own (arithmetic,
-reductions, reshaping) already run on CuPy arrays.
+None is written yet: asking for one says so. Operations that need no kernel of their own
+(arithmetic, reductions, reshaping) already run on CuPy arrays.
 """
 
 from __future__ import annotations
