@@ -67,9 +67,6 @@ class Node:
 
     def backward(self, grad: Array) -> tuple[Array | None, ...]:
         """The gradient of each input (None where it is not wanted), given that of the output."""
-        if self.released:
-            raise RuntimeError(f"{self.name}: backward has already passed this node and released "
-                               "what it saved; use backward(retain_graph=True) the first time")
         grads = self.function.backward(self, grad)
         grads = list(grads) if isinstance(grads, tuple) else [grads]
         if len(grads) != len(self.inputs):
@@ -156,6 +153,9 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False,
     nodes = _reachable(root)
     uses = dict.fromkeys([root], 1) if root.node is None else {}  # of each leaf, still to come
     for node in nodes:
+        if node.released:
+            raise RuntimeError(f"{node.name}: backward has already passed this node and released "
+                               "what it saved; use backward(retain_graph=True) the first time")
         for leaf in node.inputs:
             if leaf is not None and leaf.requires_grad and leaf.node is None:
                 uses[leaf] = uses.get(leaf, 0) + 1

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import tensorlite
 
 from .device import parse_device
@@ -61,6 +63,15 @@ class Operators:
         return tl.index(self, key)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def __array__(self: Any, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __float__(self: Any) -> float:
+        return float(self.item())
+
+    def __bool__(self: Any) -> bool:
+        return bool(self.item())
 
     def to(self: Any, device: str) -> Tensor:
         """This tensor when it is on `device`, otherwise a differentiable copy there."""

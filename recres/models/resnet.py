@@ -42,6 +42,7 @@ class ResidualBlock(nn.Module):
 
     expansion: ClassVar[int]
     shortcut: Projection | None
+    temporal: nn.Module  # of the blocks that `recurrent.py` gives one
 
     def __init__(self, cin: int, planes: int, stride: int, version: str,
                  rng: np.random.Generator) -> None:
