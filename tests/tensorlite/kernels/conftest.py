@@ -62,15 +62,13 @@ def machine() -> Callable[[int, int], contextlib.AbstractContextManager[None]]:
     return _machine
 
 
-def _close(actual: np.ndarray, reference: np.ndarray, terms: int = 1) -> None:
-    """Agree with a float64 reference to 8 rounding errors times the root of the terms summed,
-    relative to the reference's largest value."""
+def _close(actual: np.ndarray, reference: np.ndarray, magnitude: np.ndarray | float) -> None:
+    """Agree with a float64 reference to 64 units of rounding of the largest `magnitude`: the sum of
+    the absolute values of a result's terms, which bounds what rounding can do when they cancel.
+    (One unit would do on average; the reference of a float64 result rounds too.)"""
     assert actual.shape == reference.shape
-    unit = np.finfo(actual.dtype).eps
-    largest = float(np.abs(reference).max(initial=0.0)) or 1.0
-    np.testing.assert_allclose(
-        actual, reference, rtol=0, atol=8 * unit * np.sqrt(terms + 1.0) * largest
-    )
+    bound = 64 * np.finfo(actual.dtype).eps * np.max(magnitude, initial=0.0)
+    np.testing.assert_allclose(actual, reference, rtol=0, atol=bound)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,8 @@ def test_forward(case, with_h0, make_array, assert_close):
     wide = [np.zeros((len(args[0]), case["hidden"])) if a is None else a.astype(np.float64)
             for a in args]
     assert out.dtype == args[0].dtype
-    assert_close(out, reference(case["lengths"], *wide), 10 * case["steps"])
+    # States are below one; each step adds the roundings of its pre-activations, of a few units.
+    assert_close(out, reference(case["lengths"], *wide), 4.0 * case["steps"])
     for i, length in enumerate(case["lengths"]):
         assert not out[i, length:].any()
 
