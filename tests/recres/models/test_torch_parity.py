@@ -15,6 +15,7 @@ from recres.models import average_pooling, recurrent_resnet, resnet18, resnet50
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
+torch.set_num_threads(1)  # or its threads and ours wait for each other's cores
 
 TOLERANCE = 1e-8
 # Of gradients that are zero but for rounding, such as those of weights before a batch norm along
@@ -162,11 +163,11 @@ def test_recurrent_resnet50(skip, position, context, readout, version):
 
 @pytest.mark.parametrize("skip", ["identity", "conv", "conv_nonlinear"])
 @pytest.mark.parametrize("readout", ["last", "mean"])
-@pytest.mark.parametrize("position", ["block1", "mid_block4", "block4"])
-@pytest.mark.parametrize("context", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("position", "context"),
+    [("block4", 1), ("block1", 2), ("mid_block4", 2), ("mid_block4", 5), ("block4", 5)],
+)
 def test_every_skip_of_a_small_network(skip, readout, position, context):
-    if position == "block1" and context > 2:
-        pytest.skip("there is room for one temporal skip at block1")
     model = recurrent_resnet(18, classes=3, skip=skip, position=position, context=context,
                              readout=readout, width=4, rng=4)
     check(model, (4, context, 64, 64, 3))
