@@ -1,0 +1,114 @@
+"""What the commands share: arguments, errors of one line, exit codes, and being interrupted.
+
+Exit status: 0 done, 2 what was given cannot be used, 1 the run failed, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
+
+from tqdm import tqdm
+
+from recres.errors import InputError
+from tensorlite.io import FormatError
+
+
+class RunFailed(RuntimeError):
+    """A run cannot go on; the message is one line."""
+
+
+class Interrupted(BaseException):
+    """Somebody asked for an end (Ctrl-C, SIGTERM); the message says how to go on."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are `InputError`s; adds --debug."""
+
+    def __init__(self, module: str, description: str) -> None:
+        super().__init__(prog=f"python -m {module}", description=description, allow_abbrev=False)
+        self.add_argument("--debug", action="store_true",
+                          help="show the traceback of an error")
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def bar(text: str, unit: str, total: int | None = None) -> Any:
+    """A progress bar that leaves nothing behind, and shows only on a terminal."""
+    return tqdm(total=total, desc=text, unit=unit, leave=False, disable=None)
+
+
+def say(text: str) -> None:
+    """Print a line, above a progress bar that may be there."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def run(parser: Parser, body: Callable[[argparse.Namespace], int],
+        argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments and call `body` with them; returns the exit status.
+
+    Every error becomes one line on stderr; with --debug its traceback comes before that line.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return body(parser.parse_args(arguments))
+    except (Interrupted, KeyboardInterrupt) as stop:
+        print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        bad_input = isinstance(error, InputError | FormatError)
+        plain = bad_input or isinstance(error, RunFailed | OSError | MemoryError)
+        text = " ".join(str(error).split()) or "out of memory"
+        name = "" if plain else f"{type(error).__name__}: "
+        hint = "" if plain or "--debug" in arguments else " (--debug shows where)"
+        print(f"error: {name}{text}{hint}", file=sys.stderr)
+        return 2 if bad_input else 1
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into `Interrupted`, at once or, within `deferred`, after it.
+
+    `hint` becomes the exception's message. As a context manager it installs the handlers (in the
+    main thread; elsewhere signals do not arrive) and puts the former ones back.
+    """
+
+    def __init__(self, hint: str = "interrupted") -> None:
+        self.hint = hint
+        self.requested = False
+        self._deferring = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupts:
+        with contextlib.suppress(ValueError):  # not in the main thread
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self._deferring and not self.requested:
+            self.requested = True
+            print("\nfinishing the update (once more: stop at once) …", file=sys.stderr)
+        else:
+            raise Interrupted(self.hint)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within it the first signal only sets `requested`; the caller looks at that afterwards."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False

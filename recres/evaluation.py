@@ -1,0 +1,88 @@
+"""Running a network over one side of the data, and what that says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from recres import metrics
+from recres.loader import Chunk, Loader, Videos
+from recres.metrics import Scores
+from recres.models import VideoResNet
+from recres.video.prefetch import Prefetcher
+from tensorlite import Tensor, no_grad
+
+CHUNKS_AT_ONCE = 32
+
+
+def score(model: VideoResNet, loader: Loader, videos: Videos, side: str, *,
+          backwards: bool = False, progress: Callable[[int], Any] | None = None) -> Scores:
+    """What the network says of a side's videos, with running statistics and the fixed view.
+
+    backwards: of the videos played backwards, that is their sampled frames in reverse.
+    `progress` is called with numbers of chunks done.
+    """
+    chunks = videos.chunks(side)
+    batches = [chunks[i : i + CHUNKS_AT_ONCE] for i in range(0, len(chunks), CHUNKS_AT_ONCE)]
+    place = {video: i for i, video in enumerate(videos.sides[side])}
+    listed = [videos.source.videos[video] for video in place]
+    logits = []
+    with Prefetcher(lambda batch: loader.load(batch, None, backwards), batches) as loaded:
+        for batch, inputs in zip(batches, loaded, strict=True):
+            logits.append(predict_logits(model, inputs, loader.stage))
+            if progress is not None:
+                progress(len(batch))
+    return metrics.gather([video.name for video in listed], [video.label for video in listed],
+                          np.concatenate(logits), [place[chunk.video] for chunk in chunks])
+
+
+@np.errstate(all="ignore")  # answers that are not finite are still answers
+def predict_logits(model: VideoResNet, inputs: np.ndarray, after: str | None = None) -> np.ndarray:
+    """Logits (B, classes) of chunks (B, T, H, W, C), on the CPU, with running statistics."""
+    model.eval()
+    device = next(model.parameters()).device
+    with no_grad():
+        return model(Tensor(inputs, device=device), after=after).numpy()
+
+
+def assess(model: VideoResNet, loader: Loader, videos: Videos, side: str,
+           progress: Callable[[int], Any] | None = None) -> tuple[dict[str, Any], Scores]:
+    """The errors on a side, as they stand in result.json, and the scores they come from.
+
+    Where classes come in time-reversed pairs, also whether the network knows the pair, which of
+    the two it is, and what it says when the videos are played backwards.
+    """
+    scores = score(model, loader, videos, side, progress=progress)
+    split = videos.split
+    summary: dict[str, Any] = {
+        "chunk_error": scores.chunk_error,
+        "video_error": scores.video_error,
+        "loss": scores.loss,
+        "per_class": _per_class(scores, split.classes),
+        "counts": {"videos": len(scores.names), "chunks": int(scores.chunks.sum())},
+    }
+    if split.pairs:
+        partner = metrics.partners(split.classes, split.pairs)
+        reverse = score(model, loader, videos, side, backwards=True, progress=progress)
+        summary["pair_error"] = metrics.pair_error(scores, partner)
+        summary["within_pair_error"] = metrics.within_pair_error(scores, partner)
+        summary["reversed_becomes_partner"] = metrics.becomes_partner(scores, reverse, partner)
+    return summary, scores
+
+
+def _per_class(scores: Scores, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """For each class its number of videos and their error; classes without videos are left out."""
+    result = {}
+    for label, name in enumerate(classes):
+        mine = scores.labels == label
+        if mine.any():
+            error = float((scores.answers != label)[mine].mean())
+            result[name] = {"videos": int(mine.sum()), "video_error": error}
+    return result
+
+
+def chunk_labels(videos: Videos, chunks: Sequence[Chunk]) -> np.ndarray:
+    """(B,) classes of chunks."""
+    return np.array([videos.label(chunk) for chunk in chunks], np.int64)

@@ -1,0 +1,188 @@
+"""Chunks of videos, and their frames as arrays for the network.
+
+Every sampled frame of a video is in a chunk of T; a chunk is a video and a place in it. What a
+chunk looks like in an epoch depends on (seed, epoch, chunk) alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from recres.config import Config
+from recres.datasets import Split, Video, holdout
+from recres.errors import InputError
+from recres.random import generator
+from recres.video import augment, colour
+from recres.video.decode import VideoError
+from recres.video.sample import chunk_starts
+from recres.video.source import FrameSource
+
+FRAME_BYTES = 2 << 30  # decoded frames kept in memory, at most
+SIDES = ("train", "holdout", "test")
+
+
+class Chunk(NamedTuple):
+    """T sampled frames of a video from `start` on. video: its place in the source of frames;
+    number: the chunk's own among all of its source, by which its draws are keyed."""
+
+    number: int
+    video: int
+    start: int
+
+
+class Videos:
+    """The videos of a split that can be read, their sampled frames, and their chunks by side.
+
+    found: for each video by name its count of sampled frames, or why it cannot be used; without
+    it every video is decoded once to find out, before hours of training and not after. Then
+    `progress` is called with videos done and all, and the first bad video is raised as VideoError
+    unless --skip-bad.
+
+    Attributes: source, of the frames of all listed videos, training side first; counts, of
+    sampled frames by place in `source`; sides, the places of the usable videos of each of `SIDES`;
+    skipped, reasons by name.
+    """
+
+    def __init__(self, split: Split, config: Config, found: Mapping[str, int | str] | None = None,
+                 progress: Callable[[int, int], None] | None = None) -> None:
+        self.split, self.config = split, config
+        listed = (*split.train, *split.test)
+        self.source = FrameSource(listed, config.frame_step, config.context, _frame_bytes())
+        if found is None:
+            results = self.source.scan(config.threads, config.skip_bad, progress)
+            found = {video.name: str(result) if isinstance(result, VideoError) else result
+                     for video, result in zip(listed, results, strict=True)}
+        for video in listed:
+            if video.name not in found:
+                raise InputError(f"{video.path}: not in the data set when the run began")
+        self.found = dict(found)
+        self.skipped = {name: why for name, why in found.items() if isinstance(why, str)}
+        self.counts = {place: count for place, video in enumerate(listed)
+                       if isinstance(count := found[video.name], int)}
+        self.sides = self._divide()
+        self._chunks: dict[int, list[Chunk]] = {}
+        number = 0
+        for place, count in self.counts.items():
+            starts = chunk_starts(count, config.context)
+            self._chunks[place] = [Chunk(number + i, place, s) for i, s in enumerate(starts)]
+            number += len(starts)
+
+    def _divide(self) -> dict[str, tuple[int, ...]]:
+        listed, config = self.source.videos, self.config
+        place = {video.name: i for i, video in enumerate(listed) if i in self.counts}
+        train = tuple(v for v in self.split.train if v.name in place)
+        test = tuple(v for v in self.split.test if v.name in place)
+        for side, videos in (("training", train), ("test", test)):
+            if not videos:
+                raise InputError(f"{config.root}: no video of the {side} side can be used")
+        held: tuple[Video, ...] = ()
+        if config.holdout:
+            train, held = holdout(train, config.holdout, config.seed)
+        return {side: tuple(place[v.name] for v in videos)
+                for side, videos in zip(SIDES, (train, held, test), strict=True)}
+
+    def chunks(self, side: str) -> list[Chunk]:
+        """Every chunk of a side, video by video."""
+        return [chunk for place in self.sides[side] for chunk in self._chunks[place]]
+
+    def label(self, chunk: Chunk) -> int:
+        """The class of a chunk."""
+        return self.source.videos[chunk.video].label
+
+
+def _frame_bytes() -> int:
+    """A quarter of the machine's memory, but no more than FRAME_BYTES."""
+    return min(FRAME_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+
+
+class Loader(Protocol):
+    """Makes network inputs of chunks; may be called from a thread."""
+
+    @property
+    def stage(self) -> str | None:
+        """The stage whose features these are; None for images."""
+
+    def load(self, chunks: Sequence[Chunk], epoch: int | None = None,
+             backwards: bool = False) -> np.ndarray:
+        """(B, T, H, W, C) float32: as drawn for a training epoch, or, without one, the view to
+        evaluate on. backwards: the chunks of the videos played backwards."""
+
+
+class FrameLoader:
+    """Chunks as normalised images, from decoded frames."""
+
+    stage: str | None = None
+
+    def __init__(self, source: FrameSource, config: Config, convention: str) -> None:
+        self.source, self.config, self.convention = source, config, convention
+
+    def load(self, chunks: Sequence[Chunk], epoch: int | None = None,
+             backwards: bool = False) -> np.ndarray:
+        """See `Loader`."""
+        config, size = self.config, self.config.image_size
+        out = np.empty((len(chunks), config.context, size, size, 3), np.uint8)
+        for place, chunk in zip(out, chunks, strict=True):
+            frames = self.source.frames(chunk.video)
+            frames = frames[::-1] if backwards else frames
+            frames = frames[chunk.start : chunk.start + config.context]
+            views = self.views(frames.shape[1], frames.shape[2], chunk, epoch)
+            for frame, target in zip(frames, place, strict=True):
+                augment.apply(frame[None], next(views), size, out=target[None])
+            if epoch is not None and config.colour_jitter:
+                rng = generator(config.seed, epoch, chunk.number, "colour")
+                colour.apply(place, colour.draw_matrix(rng, config.colour_jitter))
+        return augment.normalise(out, self.convention)
+
+    def views(self, height: int, width: int, chunk: Chunk,
+              epoch: int | None) -> Iterator[augment.View]:
+        """The view of each frame of a chunk: one for all of them, unless --augment-per-frame."""
+        if epoch is None:
+            view = augment.evaluation_view(height, width)
+        else:
+            rng = generator(self.config.seed, epoch, chunk.number, "view")
+            view = augment.training_view(height, width, rng)
+        while True:
+            yield view
+            if epoch is not None and self.config.augment_per_frame:
+                view = augment.training_view(height, width, rng)
+
+    def fixed(self, video: int) -> Iterator[np.ndarray]:
+        """All sampled frames of a video in its fixed views, (n, H, W, 3) float32: the centre, and
+        with --mirror its mirror image."""
+        frames = self.source.frames(video)
+        view = augment.evaluation_view(*frames.shape[1:3])
+        for flip in (False, True)[: 1 + self.config.mirror]:
+            shown = augment.apply(frames, view._replace(flip=flip), self.config.image_size)
+            yield augment.normalise(shown, self.convention)
+
+
+def plan_epoch(chunks: Sequence[Chunk], config: Config, epoch: int) -> list[list[list[Chunk]]]:
+    """An epoch's updates, each a list of batches: every chunk once, in the epoch's order.
+
+    Sizes of updates differ by at most one chunk, and so do those of the batches of an update.
+    """
+    order = generator(config.seed, epoch, "order").permutation(len(chunks))
+    return [[[chunks[i] for i in batch] for batch in np.array_split(update, _parts(update, config))]
+            for update in np.array_split(order, updates_an_epoch(len(chunks), config))]
+
+
+def updates_an_epoch(n_chunks: int, config: Config) -> int:
+    """How many updates an epoch of `n_chunks` chunks makes."""
+    if config.update_fraction is None:
+        return -(-n_chunks // config.batch)
+    return min(n_chunks, max(1, round(1 / config.update_fraction)))
+
+
+def _parts(update: np.ndarray, config: Config) -> int:
+    return -(-len(update) // config.batch)
+
+
+def describe_updates(n_chunks: int, config: Config) -> dict[str, Any]:
+    """The numbers of `plan_epoch`: updates an epoch, chunks and batches of the largest update."""
+    updates = updates_an_epoch(n_chunks, config)
+    largest = -(-n_chunks // updates)
+    return {"updates": updates, "chunks": largest, "batches": -(-largest // config.batch)}

@@ -1,0 +1,149 @@
+"""`python -m recres.predict RUN VIDEO…`: what a trained network sees in videos."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import recres.video  # noqa: F401 - before cv2
+
+import cv2  # isort: skip
+import numpy as np
+
+import tensorlite
+from recres import build, commands, config
+from recres.config import Config
+from recres.datasets import Video
+from recres.errors import InputError
+from recres.evaluation import CHUNKS_AT_ONCE, predict_logits
+from recres.loader import Chunk, FrameLoader
+from recres.metrics import log_softmax
+from recres.models import VideoResNet
+from recres.runs import Run
+from recres.video.decode import VideoError, iter_frames
+from recres.video.sample import chunk_starts
+from recres.video.source import FrameSource
+
+WRITTEN_WIDTH = 320  # narrower videos are enlarged, so that the label can be read
+
+
+def parser() -> commands.Parser:
+    """The command's arguments."""
+    result = commands.Parser("recres.predict",
+                             "Name the actions in videos with a run's best model.")
+    result.add_argument("run", metavar="RUN", help="folder of the run")
+    result.add_argument("videos", metavar="VIDEO", nargs="+", type=Path)
+    result.add_argument("--top", metavar="K", type=int, default=5,
+                        help="how many classes to print (default: 5)")
+    result.add_argument("--write", metavar="DIR", type=Path,
+                        help="also write each video there, with its label drawn in")
+    config.add_overrides(result)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 2 if any of the videos could not be used."""
+    return commands.run(parser(), _predict, argv)
+
+
+def _predict(args: argparse.Namespace) -> int:
+    if args.top < 1:
+        raise InputError(f"--top {args.top}: expected at least 1")
+    run = Run.open(args.run)
+    options = config.override(run.config, args)
+    tensorlite.set_num_threads(options.threads)
+    model, classes, convention = build.open_model(run, options)
+    status, taken = 0, set[Path]()
+    for path in args.videos:
+        try:
+            posterior = classify(model, options, convention, path)
+            order = np.argsort(-posterior, kind="stable")[: args.top]
+            print(path)
+            for label in order:
+                print(f"  {posterior[label]:.3f}  {classes[label]}")
+            if args.write is not None:
+                target = _target(args.write, path, taken)
+                text = f"{classes[order[0]]} {posterior[order[0]]:.2f}"
+                write_labelled(path, target, text)
+                print(f"  written to {target}")
+        except VideoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+    return status
+
+
+def classify(model: VideoResNet, options: Config, convention: str, path: Path) -> np.ndarray:
+    """(classes,) the posterior of a video, the mean over its chunks. Raises VideoError."""
+    source = FrameSource([Video(path, 0, "", path.stem)], options.frame_step, options.context,
+                         max_bytes=1 << 62)
+    loader = FrameLoader(source, options, convention)
+    chunks = [Chunk(i, 0, start) for i, start in
+              enumerate(chunk_starts(len(source.frames(0)), options.context))]
+    posteriors = [np.exp(log_softmax(predict_logits(model, loader.load(batch))))
+                  for batch in (chunks[i : i + CHUNKS_AT_ONCE]
+                                for i in range(0, len(chunks), CHUNKS_AT_ONCE))]
+    return np.concatenate(posteriors).mean(axis=0)
+
+
+def _target(folder: Path, video: Path, taken: set[Path]) -> Path:
+    """Where the labelled copy goes; never onto a video that was given or written before it."""
+    target, number = folder / f"{video.stem}.avi", 2
+    while target in taken:
+        target, number = folder / f"{video.stem}-{number}.avi", number + 1
+    if target.exists() and target.samefile(video):
+        raise InputError(f"--write {folder}: {target} is the video itself")
+    taken.add(target)
+    return target
+
+
+def write_labelled(path: Path, target: Path, text: str) -> None:
+    """Write the video in `path` with `text` on a strip below it; motion JPEG at its own rate.
+
+    The file appears whole or not at all. Raises VideoError, and InputError where it cannot be
+    written.
+    """
+    capture = cv2.VideoCapture(os.path.abspath(path))
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    capture.release()
+    beside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    writer: cv2.VideoWriter | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for _, frame in iter_frames(path):
+            shown = label_frame(frame, text)
+            if writer is None:
+                codec = cv2.VideoWriter.fourcc(*"MJPG")
+                size = (shown.shape[1], shown.shape[0])
+                writer = cv2.VideoWriter(str(beside), codec, rate if rate > 0 else 25.0, size)
+                if not writer.isOpened():
+                    raise InputError(f"{target}: cannot be written")
+            writer.write(cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
+        if writer is not None:
+            writer.release()
+            os.replace(beside, target)
+    except OSError as error:
+        raise InputError(f"{target}: {error.strerror}") from None
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def label_frame(frame: np.ndarray, text: str) -> np.ndarray:
+    """The frame (H, W, 3) on top of a dark strip with `text`, enlarged if it is small."""
+    height, width = frame.shape[:2]
+    times = max(1, -(-WRITTEN_WIDTH // width))
+    picture = cv2.resize(frame, (width * times, height * times), interpolation=cv2.INTER_CUBIC)
+    width = picture.shape[1]
+    strip = np.full((max(28, width // 12), width, 3), 24, np.uint8)
+    font, high = cv2.FONT_HERSHEY_SIMPLEX, strip.shape[0]
+    (one, _), _ = cv2.getTextSize(text, font, 1.0, 1)
+    scale = min(high / 45, (width - 16) / max(one, 1))
+    cv2.putText(strip, text, (8, round(high * 0.68)), font, scale, (240, 240, 240),
+                max(1, round(scale * 1.6)), cv2.LINE_AA)
+    return np.concatenate([picture, strip])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

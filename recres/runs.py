@@ -1,0 +1,187 @@
+"""The folder of a run: what stands in it, who may write to it, and how it is read back.
+
+    config.json             all options, versions, command line, and what the model started from
+    lock                    held while a process writes to the folder
+    videos.json             frames counted in each video, once
+    metrics.jsonl           a line an update and a line an evaluation, appended
+    checkpoint.safetensors  all that training goes on from
+    best.safetensors        the model of the best epoch
+    features.bin            features of the frozen stages, until the run is complete
+    scores.npz              posteriors of the test videos
+    curves.png, confusion.png
+    result.json             written last: a run that has one is complete
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from recres.config import Config
+from recres.errors import InputError
+
+RUNS = Path("runs")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON; the file appears whole or not at all."""
+    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; InputError when it is absent or is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+class Run:
+    """A run's folder. As a context manager it holds the lock, and only then may be written to.
+
+    Make one with `Run.create` or `Run.open`. Attributes: path, config, about (what else stands in
+    config.json).
+    """
+
+    def __init__(self, path: Path, config: Config, about: dict[str, Any]) -> None:
+        self.path, self.config, self.about = path, config, about
+        self._lock: int | None = None
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Config,
+               about: Mapping[str, Any]) -> Run:
+        """A new run, locked. InputError unless the folder is absent or empty, or another writes."""
+        path = Path(path)
+        run = cls(path, config, dict(about))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run.lock()
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        found = sorted(p.name for p in path.iterdir() if p.name != "lock")
+        if found:
+            run.unlock()
+            more = f"; go on with it by --resume {path}" if "config.json" in found else ""
+            raise InputError(f"{path}: not empty (it has {found[0]}), a new run needs an empty "
+                             f"folder{more}")
+        run.write_config()
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Run:
+        """The run in a folder, not locked. InputError if there is none."""
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            raise InputError(f"{path}: no run there (no config.json)")
+        about = read_json(path / "config.json")
+        if not isinstance(about, dict):
+            raise InputError(f"{path / 'config.json'}: not the configuration of a run")
+        config = Config.from_json(about.pop("options", {}), str(path / "config.json"))
+        return cls(path, config, about)
+
+    @classmethod
+    def latest(cls, folder: Path = RUNS) -> Run:
+        """The run begun last in `folder`. InputError if there is none."""
+        found = [(str(read_json(path).get("started", "")), path.parent.name)
+                 for path in folder.glob("*/config.json")]
+        if not found:
+            raise InputError(f"{folder}: no run there to go on with")
+        return cls.open(folder / max(found)[1])
+
+    def lock(self) -> None:
+        """Take the lock; InputError when another process has it. The system frees it when this
+        process ends, however it ends."""
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).decode(errors="replace").strip()
+            os.close(descriptor)
+            raise InputError(f"{self.path}: another process ({holder or 'unknown'}) is writing "
+                             "to this run") from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+        self._lock = descriptor
+
+    def unlock(self) -> None:
+        """Give the lock back, if it is held."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Run:
+        if self._lock is None:
+            self.lock()
+        for stale in self.path.glob(".tmp-*-*"):  # of a writer that was killed
+            stale.unlink()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.unlock()
+
+    def write_config(self) -> None:
+        """Write config.json from `config` and `about`."""
+        write_json(self.path / "config.json", {"options": self.config.to_json(), **self.about})
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What result.json says; None while the run is not complete."""
+        path = self.path / "result.json"
+        return read_json(path) if path.is_file() else None
+
+
+class MetricsLog:
+    """metrics.jsonl, open for appending: one JSON object a line, on disk when `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab+")  # noqa: SIM115 - closed by close()
+        if self._file.tell():
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":  # the line a killed writer was at
+                self._file.write(b"\n")
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add a line; it must have no number that is not finite."""
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(path: str | os.PathLike[str], kind: str = "update") -> list[dict[str, Any]]:
+    """The lines of one kind ("update", "evaluation") of a metrics.jsonl, in order of their number.
+
+    Updates are numbered by "update", evaluations by "epoch". After a resume the later line of a
+    number counts; a line that is torn is passed over. An absent file has no lines.
+    """
+    key = "update" if kind == "update" else "epoch"
+    lines: dict[int, dict[str, Any]] = {}
+    try:
+        text = Path(path).read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and value.get("kind") == kind:
+            lines[value[key]] = value
+    return [lines[number] for number in sorted(lines)]

@@ -1,0 +1,190 @@
+"""The training loop: updates, held-out evaluations, checkpoints.
+
+What an update does is determined by the parameters and by (seed, epoch, chunk); what is saved is
+saved between updates. So a run that is killed goes on from its last checkpoint through the same
+updates again, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from recres import checkpoint
+from recres.checkpoint import Progress
+from recres.commands import Interrupted, Interrupts, RunFailed
+from recres.evaluation import chunk_labels, score
+from recres.loader import Chunk, Loader, Videos, plan_epoch, updates_an_epoch
+from recres.models import VideoResNet
+from recres.runs import MetricsLog, Run, read_metrics
+from recres.video.prefetch import Prefetcher
+from tensorlite import Tensor, cross_entropy, optim
+
+SAVE_SECONDS = 20.0  # of training, between checkpoints
+
+
+class Trainer:
+    """Trains `model` on the training side of `videos`, into the folder of `run`.
+
+    loader: makes the inputs; one that gives features feeds the network after its frozen stages.
+    about: what the saved model carries as metadata. log: gets the line of each epoch. `progress`
+    says how far training has come.
+    """
+
+    def __init__(self, model: VideoResNet, loader: Loader, videos: Videos, run: Run,
+                 about: dict[str, str], interrupts: Interrupts,
+                 log: Callable[[str], object] = print) -> None:
+        self.model, self.loader, self.videos, self.run = model, loader, videos, run
+        self.config, self.about, self.interrupts, self.log = run.config, about, interrupts, log
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.optimizer = optim.Adam(trained, lr=self.config.lr)
+        self.chunks = videos.chunks("train")
+        self.schedule = make_schedule(self.config.schedule, self.config.lr, self.config.epochs
+                                      * updates_an_epoch(len(self.chunks), self.config))
+        self.checkpoint = run.path / "checkpoint.safetensors"
+        self.progress, self._saved = Progress(), time.monotonic()
+        if self.checkpoint.is_file():
+            self.progress = checkpoint.load(self.checkpoint, model, self.optimizer)
+        else:
+            self.save()  # before anything is trained: the start need not be read again
+        self.metrics: MetricsLog | None = None
+        self._bar: Any = None
+
+    @np.errstate(all="ignore")  # what is not finite is found out and said below
+    def train(self) -> None:
+        """Go on to the last epoch. Raises Interrupted, with everything saved, when asked to stop,
+        and RunFailed where the loss is no longer finite."""
+        self.metrics = MetricsLog(self.run.path / "metrics.jsonl")
+        try:
+            while self.progress.epoch < self.config.epochs:
+                self._epoch()
+        finally:
+            self.metrics.close()
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        checkpoint.save(self.checkpoint, self.model, self.optimizer, self.progress)
+        self._saved = time.monotonic()
+
+    def _epoch(self) -> None:
+        progress = self.progress
+        updates = plan_epoch(self.chunks, self.config, progress.epoch)[progress.done :]
+        batches = [batch for update in updates for batch in update]
+        frames = self.config.context * sum(map(len, batches))
+        load = lambda batch: self.loader.load(batch, progress.epoch)  # noqa: E731
+        self.model.train()
+        with (Prefetcher(load, batches) as inputs,
+              tqdm(total=frames, unit="frame", unit_scale=True, leave=False, disable=None,
+                   desc=f"epoch {progress.epoch + 1}/{self.config.epochs}") as self._bar):
+            for update in updates:
+                with self.interrupts.deferred():
+                    self._update(update, inputs)
+                if self.interrupts.requested:
+                    self.save()
+                    raise Interrupted(self.interrupts.hint)
+                if time.monotonic() - self._saved > SAVE_SECONDS:
+                    self.save()
+        self.save()
+        self._evaluate()
+        progress.epoch, progress.done = progress.epoch + 1, 0
+        self.save()
+
+    def _update(self, batches: Sequence[Sequence[Chunk]], inputs: Iterator[np.ndarray]) -> None:
+        """One step of the optimiser, on the mean loss over all chunks of `batches`."""
+        assert self.metrics is not None
+        progress, size = self.progress, sum(map(len, batches))
+        began, waited, loss = time.perf_counter(), 0.0, 0.0
+        self.optimizer.zero_grad()
+        for batch in batches:
+            asked = time.perf_counter()
+            array = next(inputs)
+            waited += time.perf_counter() - asked
+            loss += self.accumulate(array, batch, size)
+            if not math.isfinite(loss):
+                self._fail(f"the loss is {loss}", [batch])
+            self._bar.update(len(batch) * self.config.context)
+        if self.config.clip_norm is None:
+            norm = optim.grad_norm(self.optimizer.params.values())
+        else:
+            norm = optim.clip_grad_norm(self.optimizer.params.values(), self.config.clip_norm)
+        if not math.isfinite(norm):
+            self._fail(f"the gradient's norm is {norm}", batches)
+        self.optimizer.lr = self.schedule(progress.update)
+        self.optimizer.step()
+        seconds = time.perf_counter() - began
+        progress.update, progress.done = progress.update + 1, progress.done + 1
+        progress.seconds += seconds
+        self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+        self.metrics.append({
+            "kind": "update", "update": progress.update, "epoch": progress.epoch + 1,
+            "loss": loss, "learning_rate": self.optimizer.lr, "gradient_norm": norm,
+            "chunks": size, "data_time": round(waited, 6),
+            "compute_time": round(seconds - waited, 6),
+            "frames_per_second": round(size * self.config.context / seconds, 3)})
+
+    def accumulate(self, inputs: np.ndarray, batch: Sequence[Chunk], size: int) -> float:
+        """Add the gradients of a batch's share of the mean loss over `size` chunks; that share."""
+        logits = self.model(Tensor(inputs, device=self._device), after=self.loader.stage)
+        labels = chunk_labels(self.videos, batch)
+        loss = cross_entropy(logits, labels, reduction="sum") * (1 / size)
+        value = loss.item()
+        if math.isfinite(value):
+            loss.backward()
+        return float(value)
+
+    @property
+    def _device(self) -> str:
+        return next(self.model.parameters()).device
+
+    def _fail(self, what: str, batches: Sequence[Sequence[Chunk]]) -> None:
+        videos = dict.fromkeys(self.videos.source.videos[chunk.video].path.name
+                               for batch in batches for chunk in batch)
+        raise RunFailed(f"update {self.progress.update + 1}: {what}; the chunks were of "
+                        f"{', '.join(videos)}")
+
+    def _evaluate(self) -> None:
+        """Evaluate on the held-out groups; keep the model if it is the best so far."""
+        assert self.metrics is not None
+        progress, epoch = self.progress, self.progress.epoch + 1
+        lines = [line for line in read_metrics(self.run.path / "metrics.jsonl")
+                 if line["epoch"] == epoch]
+        chunks = sum(line["chunks"] for line in lines)
+        loss = sum(line["loss"] * line["chunks"] for line in lines) / chunks
+        text = f"epoch {epoch:3}/{self.config.epochs}  loss {loss:.4f}"
+        found: dict[str, Any] = {"epoch": epoch, "update": progress.update, "training_loss": loss}
+        best = True
+        if self.videos.sides["holdout"]:
+            scores = score(self.model, self.loader, self.videos, "holdout")
+            if not math.isfinite(scores.loss):
+                raise RunFailed(f"epoch {epoch}: the held-out loss is {scores.loss}")
+            found |= {"video_error": scores.video_error, "chunk_error": scores.chunk_error,
+                      "loss": scores.loss}
+            best = progress.best is None or _rank(found) < _rank(progress.best)
+            text += (f"  held-out: video error {scores.video_error:.3f}, loss {scores.loss:.4f}"
+                     f"{' *' if best else '  '}")
+        self.metrics.append({"kind": "evaluation", "side": "holdout", "best": best, **found})
+        if best:
+            checkpoint.save_model(self.run.path / "best.safetensors", self.model,
+                                  {**self.about, "epoch": str(epoch)})
+            progress.best = found
+        seconds = sum(line["data_time"] + line["compute_time"] for line in lines)
+        rate = chunks * self.config.context / seconds
+        self.log(f"{text}  {seconds:.1f} s, {rate:.0f} frames/s")
+
+
+def _rank(evaluation: dict[str, Any]) -> tuple[float, float]:
+    """Smaller is better: video error first, then loss."""
+    return evaluation["video_error"], evaluation["loss"]
+
+
+def make_schedule(kind: str, lr: float, updates: int) -> Callable[[int], float]:
+    """The learning rate at each update, counted from 0; cosine rises over the first twentieth of
+    the updates and falls to zero over the others."""
+    if kind == "cosine":
+        return optim.Cosine(lr, updates, warmup=updates // 20)
+    return optim.Constant(lr)

@@ -1,0 +1,89 @@
+"""Options: defaults by data set, ranges, contradictions, and the way through JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import fields
+
+import pytest
+
+from recres import config, train
+from recres.config import Config
+from recres.errors import InputError
+
+
+def test_what_is_not_given_is_filled_in_by_data_set(tmp_path):
+    figures, ucf101 = config.resolve({}, tmp_path), config.resolve({"data": "ucf101"}, tmp_path)
+    assert (figures.backbone, figures.width, figures.image_size) == ("resnet18", 16, 64)
+    assert (ucf101.backbone, ucf101.width, ucf101.image_size) == ("resnet50", 64, 224)
+    assert (ucf101.frame_step, ucf101.context, ucf101.skip) == (10, 2, "identity")
+    assert figures.root == str(tmp_path / "figures")
+    assert figures.threads >= 1
+
+
+def test_json_round_trip():
+    full = config.resolve({"update_fraction": 0.01, "lr": 3e-4})
+    assert Config.from_json(json.loads(json.dumps(full.to_json())), "x") == full
+
+
+def test_json_of_something_else_is_refused():
+    values = config.resolve({}).to_json() | {"speed": 9}
+    with pytest.raises(InputError, match=r"config.json: not the options of a run \(see speed\)"):
+        Config.from_json(values, "config.json")
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"epochs": 0}, "--epochs 0: expected at least 1"),
+    ({"lr": 0.0}, "--lr 0.0: expected more than 0"),
+    ({"lr": float("nan")}, "--lr nan: expected more than 0"),
+    ({"update_fraction": 1.5}, "--update-fraction 1.5: expected more than 0 and at most 1"),
+    ({"holdout": 0.95}, "--holdout 0.95: expected at least 0 and at most 0.9"),
+    ({"split": 4}, "--split 4: expected at least 1 and at most 3"),
+    ({"seed": -1}, "--seed -1: expected at least 0"),
+    ({"model": "avgpool", "skip": "conv"}, "--skip conv: --model avgpool has no temporal skip"),
+    ({"context": 1, "skip": "conv"}, "--skip conv: a chunk of one frame"),
+    ({"freeze": "block4", "skip": "conv"}, "--freeze block4: would freeze the untrained"),
+    ({"freeze": "stem", "augment_per_frame": True}, "--augment-per-frame: with --freeze"),
+    ({"freeze": "stem", "colour_jitter": 0.1}, "--colour-jitter: with --freeze"),
+    ({"mirror": True}, "--mirror: without --freeze"),
+    ({"weights": "/nowhere.npz"}, "--weights /nowhere.npz: no such file"),
+    ({"device": "tpu"}, "--device: got 'tpu'"),
+])
+def test_refused(values, message):
+    with pytest.raises(InputError) as caught:
+        config.resolve(values)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_that_mean_nothing_to_the_baseline_are_empty():
+    baseline = config.resolve({"model": "avgpool"})
+    assert (baseline.skip, baseline.position, baseline.readout) == (None, None, None)
+
+
+def test_every_option_is_on_the_command_line_with_its_default(capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for item in fields(Config):
+        assert f"--{item.name.replace('_', '-')}" in text
+    assert "(default: 64; for ucf101 224)" in text
+
+
+def test_only_what_was_given_is_in_the_namespace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = train.parser().parse_args(["--lr", "0.5", "--root", "videos"])
+    assert config.given(args) == {"lr": 0.5, "root": str(tmp_path / "videos")}
+
+
+def test_using_a_run_may_differ_in_where_and_with_what():
+    parser = argparse.ArgumentParser()
+    config.add_overrides(parser)
+    full = config.resolve({"lr": 0.5})
+    assert config.override(full, parser.parse_args([])) == full
+    changed = config.override(full, parser.parse_args(["--threads", "3", "--root", "videos"]))
+    assert (changed.threads, changed.root, changed.lr) == (3, "videos", 0.5)
+    with pytest.raises(InputError, match="--threads 0: expected at least 1"):
+        config.override(full, parser.parse_args(["--threads", "0"]))

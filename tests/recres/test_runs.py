@@ -1,0 +1,103 @@
+"""The run's folder: who may write to it, and its log of metrics."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from recres import config
+from recres.errors import InputError
+from recres.runs import MetricsLog, Run, read_metrics, write_json
+
+OPTIONS = config.resolve({})
+
+
+def test_what_was_created_can_be_opened(tmp_path):
+    with Run.create(tmp_path / "a" / "b", OPTIONS, {"started": "now"}):
+        pass
+    run = Run.open(tmp_path / "a" / "b")
+    assert run.config == OPTIONS
+    assert run.about == {"started": "now"}
+    assert run.result is None
+
+
+def test_a_new_run_needs_an_empty_folder(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"not empty \(it has notes.txt\)"):
+        Run.create(tmp_path, OPTIONS, {})
+    (tmp_path / "notes.txt").unlink()
+    with Run.create(tmp_path, OPTIONS, {}):  # the lock left there is none of its contents
+        pass
+    with pytest.raises(InputError, match=f"go on with it by --resume {tmp_path}"):
+        Run.create(tmp_path, OPTIONS, {})
+
+
+def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from recres.runs import Run; "
+         "r = Run.open(sys.argv[1]); r.lock(); print('held', flush=True); sys.stdin.read()",
+         str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        write_json(tmp_path / "config.json", {"options": OPTIONS.to_json()})
+        # written after the process was started, and before it is through with its imports
+        assert holder.stdout.readline() == "held\n"
+        with (pytest.raises(InputError, match=f"another process .{holder.pid}. is writing"),
+              Run.open(tmp_path)):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with Run.open(tmp_path):  # the lock went with the process
+        pass
+
+
+def test_the_latest_run_is_the_one_begun_last(tmp_path):
+    for name, started in (("b", "2026-01-02T10:00:00"), ("a", "2026-01-03T10:00:00")):
+        Run.create(tmp_path / name, OPTIONS, {"started": started}).unlock()
+    assert Run.latest(tmp_path).path.name == "a"
+    with pytest.raises(InputError, match="no run there"):
+        Run.latest(tmp_path / "none")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "not json", '{"options": 3}'])
+def test_a_config_that_is_none_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError) as caught:
+        Run.open(tmp_path)
+    assert "config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_later_line_of_an_update_counts_and_torn_lines_do_not(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path)
+    for number in (1, 2, 3):
+        log.append({"kind": "update", "update": number, "loss": 1.0})
+    log.append({"kind": "evaluation", "epoch": 1, "video_error": 0.5})
+    log.close()
+    with open(path, "a") as file:
+        file.write('{"kind": "update", "update": 4, "lo')  # killed in the middle of a line
+    assert [line["update"] for line in read_metrics(path)] == [1, 2, 3]
+    log = MetricsLog(path)
+    log.append({"kind": "update", "update": 3, "loss": 2.0})
+    log.append({"kind": "update", "update": 4, "loss": 2.0})
+    log.close()
+    assert [(line["update"], line["loss"]) for line in read_metrics(path)] == [
+        (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
+    assert len(read_metrics(path, "evaluation")) == 1
+    assert len(path.read_text().splitlines()) == 7  # nothing is ever taken back
+
+
+def test_no_log_has_no_lines(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
