@@ -8,9 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import recres.video  # noqa: F401 - before cv2
-
-import cv2  # isort: skip
+import cv2
 import numpy as np
 
 import tensorlite

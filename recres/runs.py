@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -102,6 +103,15 @@ class Run:
         if not found:
             raise InputError(f"{folder}: no run there to go on with")
         return cls.open(folder / max(found)[1])
+
+    def discard(self) -> None:
+        """Remove a new run that could not begin, so that its folder can be used again. A run that
+        has a checkpoint stays."""
+        if not (self.path / "checkpoint.safetensors").exists():
+            for name in ("config.json", "videos.json", "lock"):
+                (self.path / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in it
+                self.path.rmdir()
 
     def lock(self) -> None:
         """Take the lock; InputError when another process has it. The system frees it when this

@@ -24,6 +24,7 @@ from recres.loader import FrameLoader
 from recres.metrics import Scores
 from recres.runs import RUNS, Run, write_json
 from recres.trainer import Trainer
+from tensorlite.io import FormatError
 
 
 def parser() -> commands.Parser:
@@ -58,7 +59,12 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
         if run.result is not None:
             print(f"{run.path}: complete, video error {run.result['video_error']:.4f}")
             return 0
-        Job(run, stop).do()
+        try:
+            Job(run, stop).do()
+        except (InputError, FormatError):
+            if args.resume is None:
+                run.discard()
+            raise
     return 0
 
 

@@ -18,6 +18,13 @@ import numpy as np
 from recres.errors import InputError
 from recres.video.sample import sample_indices
 
+# A damaged file makes FFmpeg and OpenCV write lines of their own on stderr. What went wrong is
+# said once, by VideoError. FFmpeg's level is read when the first video is opened; one that the
+# user has set is left alone.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
+if "OPENCV_LOG_LEVEL" not in os.environ:
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 
 class VideoError(InputError):
     """A video cannot be used. Attributes: path, reason; the message is `path: reason`."""

@@ -229,7 +229,8 @@ def test_the_real_command_line(module, tmp_path):
     assert one_line(wrong.stderr).startswith("error: ")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n not really", b"RIFF\x10\0\0\0AVI LIST"])
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x89PNG\r\n not really",
+                                     b"RIFF\x10\0\0\0AVI LIST"])
 def test_a_bad_file_in_the_data_is_one_line(content, tiny, figures_root, tmp_path):
     root = shutil.copytree(figures_root, tmp_path / "figures")
     bad = figures.read(root).train[2].path
@@ -237,6 +238,7 @@ def test_a_bad_file_in_the_data_is_one_line(content, tiny, figures_root, tmp_pat
     ended = command("train", *tiny, "--root", root, "--out", "run", cwd=tmp_path)
     assert ended.returncode == 2
     assert one_line(ended.stderr).startswith(f"error: {bad}: ")
+    assert not (tmp_path / "run").exists()  # so that the same command can be given again
 
 
 def test_a_full_disk_is_a_failed_run(tiny, tmp_path, monkeypatch, capsys):
