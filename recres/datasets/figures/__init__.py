@@ -260,8 +260,8 @@ def generate(
     root = Path(root)
     _refuse_occupied(root)
     partial = root.absolute().parent / f".tmp-{root.name}-{os.getpid()}"
+    _remove_stale(root)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
         _fill(partial, seed, clips_per_group, groups, workers or _cores(), progress)
         if root.exists():
             root.rmdir()  # empty: not every system renames onto a folder
@@ -270,6 +270,21 @@ def generate(
         raise InputError(f"{root}: the figures cannot be written there: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove what processes that were killed left of making `root`."""
+    for partial in root.absolute().parent.glob(f".tmp-{root.name}-*"):
+        process = partial.name.rpartition("-")[2]
+        try:
+            os.kill(int(process), 0)  # signal 0 only asks whether it is there
+            alive = int(process) != os.getpid()
+        except PermissionError:
+            alive = True
+        except (ProcessLookupError, ValueError):
+            alive = False
+        if not alive:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fill(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -261,6 +264,16 @@ def test_nothing_is_left_of_an_interrupted_run(
     with pytest.raises(KeyboardInterrupt):
         figures.generate(tmp_path / "figures", **SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for process in (ended.pid, os.getpid(), os.getppid()):
+        (tmp_path / f".tmp-figures-{process}").mkdir()
+    figures.generate(tmp_path / "figures", **SMALL)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"figures", f".tmp-figures-{os.getppid()}"}
 
 
 def test_bad_numbers_and_names() -> None:
