@@ -189,3 +189,22 @@ def test_a_recurrent_network_sees_it():
     model = recurrent_resnet(18, classes=3, context=2, width=4, rng=6).eval()
     x = chunks(2, 2)
     assert np.abs(model(x[:, ::-1]).data - model(x).data).max() > 1e-3
+
+
+@pytest.mark.parametrize("skip", ["identity", "conv", "conv_nonlinear"])
+@pytest.mark.parametrize("position", ["mid_block4", "block4"])
+def test_the_equation_of_the_temporal_skip(skip, position):
+    """y_t = relu(F(x_t) + x_t + S(x_{t-1})), written out for a chunk of two frames."""
+    model = recurrent_resnet(18, classes=3, skip=skip, position=position, width=4, rng=8).eval()
+    x = chunks(2, 2, side=64)
+    first, second = (model.encode(x[:, t], "block3") for t in range(2))
+    for name, block in model.residual_blocks():
+        if not name.startswith("block4"):
+            continue
+        if name in model.recurrent:
+            passed_on = block.skip(first) if skip == "identity" else block.temporal(first)
+            second = tl.relu(block.residual(second) + block.skip(second) + passed_on)
+        else:
+            first, second = block(first), block(second)
+    expected = model.fc(tl.global_avg_pool(second))
+    np.testing.assert_allclose(model(x).data, expected.data, rtol=1e-4, atol=1e-5)
