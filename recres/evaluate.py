@@ -10,7 +10,7 @@ from pathlib import Path
 import tensorlite
 from recres import build, commands, config, report
 from recres.errors import InputError
-from recres.evaluation import assess
+from recres.evaluation import assess, chunks_to_assess
 from recres.loader import FrameLoader
 from recres.runs import Run, write_json
 
@@ -43,7 +43,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if not videos.sides[args.side]:
         raise InputError(f"--side {args.side}: the run held no videos out")
     loader = FrameLoader(videos.source, options, convention)
-    with commands.bar(f"evaluating {args.side}", "chunk") as shown:
+    with commands.bar(f"evaluating {args.side}", "chunk",
+                      chunks_to_assess(videos, args.side)) as shown:
         summary, scores = assess(model, loader, videos, args.side, shown.update)
     names = f"evaluation-{args.side}.json", f"scores-{args.side}.npz"
     report.write_scores(run.path / names[1], scores, classes)

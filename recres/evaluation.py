@@ -72,6 +72,11 @@ def assess(model: VideoResNet, loader: Loader, videos: Videos, side: str,
     return summary, scores
 
 
+def chunks_to_assess(videos: Videos, side: str) -> int:
+    """How many chunks `assess` goes through: those of a side, twice where there are pairs."""
+    return len(videos.chunks(side)) * (2 if videos.split.pairs else 1)
+
+
 def _per_class(scores: Scores, classes: Sequence[str]) -> dict[str, dict[str, float]]:
     """For each class its number of videos and their error; classes without videos are left out."""
     result = {}

@@ -18,7 +18,7 @@ from recres.commands import Interrupts, bar, say
 from recres.config import Config
 from recres.datasets import Split
 from recres.errors import InputError
-from recres.evaluation import assess
+from recres.evaluation import assess, chunks_to_assess
 from recres.feature_store import FeatureStore, encoder, feature_shape
 from recres.loader import FrameLoader
 from recres.metrics import Scores
@@ -130,7 +130,8 @@ class Job:
         assert best is not None
         arrays, _ = checkpoint.load_model(path / "best.safetensors")
         checkpoint.restore_model(path / "best.safetensors", trainer.model, arrays)
-        with bar(f"testing epoch {best['epoch']}", "chunk") as progress:
+        with bar(f"testing epoch {best['epoch']}", "chunk",
+                 chunks_to_assess(videos, "test")) as progress:
             summary, scores = assess(trainer.model, frames, videos, "test", progress.update)
         report.write_scores(path / "scores.npz", scores, videos.split.classes)
         written = ["result.json", "scores.npz", *_draw(path, scores, videos.split)]
