@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from recres import metrics
 from recres.metrics import Scores
 from recres.runs import read_metrics
+from tensorlite.io import replacing
 
 matplotlib.use("Agg")
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
@@ -21,12 +21,8 @@ BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 
 def _save(figure: Figure, path: Path) -> None:
     """Write a figure; the file appears whole or not at all."""
-    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as beside:
         figure.savefig(beside, dpi=120, format="png")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def curves(log: Path, path: Path) -> None:

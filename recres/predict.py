@@ -24,6 +24,7 @@ from recres.runs import Run
 from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import chunk_starts
 from recres.video.source import FrameSource
+from tensorlite.io import replacing
 
 WRITTEN_WIDTH = 320  # narrower videos are enlarged, so that the label can be read
 
@@ -106,26 +107,21 @@ def write_labelled(path: Path, target: Path, text: str) -> None:
     capture = cv2.VideoCapture(os.path.abspath(path))
     rate = capture.get(cv2.CAP_PROP_FPS)
     capture.release()
-    beside = target.with_name(f".tmp-{os.getpid()}-{target.name}")
-    writer: cv2.VideoWriter | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for _, frame in iter_frames(path):
-            shown = label_frame(frame, text)
-            if writer is None:
-                codec = cv2.VideoWriter.fourcc(*"MJPG")
-                size = (shown.shape[1], shown.shape[0])
-                writer = cv2.VideoWriter(str(beside), codec, rate if rate > 0 else 25.0, size)
+        with replacing(target) as beside:
+            writer = cv2.VideoWriter()
+            for _, frame in iter_frames(path):
+                shown = label_frame(frame, text)
                 if not writer.isOpened():
-                    raise InputError(f"{target}: cannot be written")
-            writer.write(cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
-        if writer is not None:
+                    codec = cv2.VideoWriter.fourcc(*"MJPG")
+                    size = (shown.shape[1], shown.shape[0])
+                    if not writer.open(str(beside), codec, rate if rate > 0 else 25.0, size):
+                        raise InputError(f"{target}: cannot be written")
+                writer.write(cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
             writer.release()
-            os.replace(beside, target)
     except OSError as error:
         raise InputError(f"{target}: {error.strerror}") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def label_frame(frame: np.ndarray, text: str) -> np.ndarray:

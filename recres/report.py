@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from recres.config import Config
 from recres.loader import Videos, describe_updates
 from recres.metrics import Scores
 from recres.models import RecurrentResNet, VideoResNet
+from tensorlite.io import replacing
 
 
 def environment() -> dict[str, str]:
@@ -120,10 +120,6 @@ def table(summary: dict[str, Any], worst: int = 3) -> str:
 
 def write_scores(path: Path, scores: Scores, classes: Sequence[str]) -> None:
     """Write names, labels and posteriors of videos as .npz; the file appears whole or not."""
-    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
+    with replacing(path) as beside:
         np.savez(beside, names=np.array(scores.names), labels=scores.labels,
                  posteriors=scores.posteriors, chunks=scores.chunks, classes=np.array(classes))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

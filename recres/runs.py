@@ -24,22 +24,18 @@ from typing import Any
 
 from recres.config import Config
 from recres.errors import InputError
+from tensorlite.io import replacing
 
 RUNS = Path("runs")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; the file appears whole or not at all."""
-    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_json(path: Path) -> Any:

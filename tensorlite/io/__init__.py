@@ -127,14 +127,22 @@ def save_safetensors(
             raise TypeError(f"arrays[{name!r}]: dtype {array.dtype}, expected float, int or bool")
         # safetensors writes the memory as it lies, whatever the strides say
         tidy[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    with replacing(path) as beside, beside.open("wb") as file:
+        # save_file would deny everyone else to read it
+        file.write(safetensors.numpy.save(tidy, dict(metadata) if metadata else None))
+        file.flush()
+        os.fsync(file.fileno())
+    _flush_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write a file under, which takes the place of `path` when the block
+    ends and is removed when it fails: `path` appears whole or stays as it was."""
     beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        with beside.open("wb") as file:  # save_file would deny everyone else to read it
-            file.write(safetensors.numpy.save(tidy, dict(metadata) if metadata else None))
-            file.flush()
-            os.fsync(file.fileno())
+        yield beside
         os.replace(beside, path)
-        _flush_folder(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 

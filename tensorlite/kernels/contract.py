@@ -7,9 +7,9 @@ belong to the last axis of the array they describe. Nothing here computes.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Array = Any  # numpy.ndarray or cupy.ndarray; all arrays of one call live on one device
+from tensorlite.device import Array
 
 
 class Prologue(NamedTuple):

@@ -19,11 +19,6 @@ from tensorlite.tensor import Tensor
 Pair: TypeAlias = int | tuple[int, int]
 
 
-def generator(rng: np.random.Generator | int | None) -> np.random.Generator:
-    """The generator itself, or one of that seed, or (None) one of fresh entropy."""
-    return rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng)
-
-
 def pair(owner: str, argument: str, value: Pair, least: int) -> tuple[int, int]:
     """(value, value) of an int, or the pair itself; ValueError if neither, or below `least`."""
     both = value if isinstance(value, tuple) else (value, value)
@@ -72,7 +67,7 @@ class Conv2d(Module):
         self.padding = pair("Conv2d", "padding", padding, least=0)
         self.dilation = pair("Conv2d", "dilation", dilation, least=1)
         shape = (*self.kernel, cin // groups, cout)
-        self.weight = Parameter(init.kaiming_normal(shape, generator(rng)))
+        self.weight = Parameter(init.kaiming_normal(shape, np.random.default_rng(rng)))
         self.bias = Parameter(np.zeros(cout, np.float32)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -166,7 +161,7 @@ class Linear(Module):
         rng: np.random.Generator | int | None = None,
     ) -> None:
         self.cin, self.cout = count("Linear", "cin", cin), count("Linear", "cout", cout)
-        draws, bound = generator(rng), 1 / math.sqrt(cin)
+        draws, bound = np.random.default_rng(rng), 1 / math.sqrt(cin)
         self.weight = Parameter(init.uniform((cin, cout), draws, -bound, bound))
         self.bias = Parameter(init.uniform((cout,), draws, -bound, bound)) if bias else None
 
@@ -189,7 +184,7 @@ class Dropout(Module):
         if not 0 <= p < 1:
             raise ValueError(f"Dropout: p lies in [0, 1), got {p!r}")
         self.p = float(p)
-        self.rng = generator(rng)
+        self.rng = np.random.default_rng(rng)
 
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape; x itself when not training."""
@@ -218,7 +213,7 @@ class GRU(Module):
         self, cin: int, hidden: int, rng: np.random.Generator | int | None = None
     ) -> None:
         self.cin, self.hidden = count("GRU", "cin", cin), count("GRU", "hidden", hidden)
-        draws, bound = generator(rng), 1 / math.sqrt(hidden)
+        draws, bound = np.random.default_rng(rng), 1 / math.sqrt(hidden)
         self.w_ih = Parameter(init.uniform((cin, 3 * hidden), draws, -bound, bound))
         self.w_hh = Parameter(init.uniform((hidden, 3 * hidden), draws, -bound, bound))
         self.b_ih = Parameter(init.uniform((3 * hidden,), draws, -bound, bound))

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from recres.datasets.figures import actor, pose, scene
 from recres.errors import InputError
 from recres.random import generator
+from tensorlite.io import replacing
 
 if TYPE_CHECKING:
     from recres.datasets import Split
@@ -431,8 +432,6 @@ def contact_sheet(
             strips.append(np.concatenate([head, strip]))
         between = np.full((len(strips[0]), gap, 3), 255, np.uint8)
         rows.append(np.concatenate([strips[0], between, strips[1]], axis=1))
-    path = Path(path)
-    partial = path.with_name(f".tmp-{path.name}")
     sheet = cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR)
-    partial.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
-    os.replace(partial, path)
+    with replacing(Path(path)) as beside:
+        beside.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
