@@ -13,8 +13,10 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
+import cv2
 from tqdm import tqdm
 
+import tensorlite
 from recres.errors import InputError
 from tensorlite.io import FormatError
 
@@ -37,6 +39,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
+
+
+def set_threads(count: int) -> None:
+    """Compute with this many threads from here on. OpenCV gets none of its own: the cores belong to
+    the kernels, and to whole videos where many are decoded."""
+    tensorlite.set_num_threads(count)
+    cv2.setNumThreads(1)
 
 
 def bar(text: str, unit: str, total: int | None = None) -> Any:

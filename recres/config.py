@@ -1,8 +1,8 @@
 """Every option of a training run in one dataclass, from which the command line is made.
 
 A `Config` is complete: what was not given has been filled in, by data set where that matters, so
-that the `config.json` of a run says all there is to say. It does not change after that; evaluating,
-predicting and resuming read it back.
+that the `config.json` of a run says all there is to say. Evaluating, predicting and resuming read
+it back; only `threads` may be another when a run is gone on with.
 """
 
 from __future__ import annotations
@@ -24,17 +24,21 @@ from tensorlite.device import parse_device, require_cuda
 
 DATA_SETS = ("figures", "ucf101")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+MOST_THREADS = 4096  # more than machines have cores; many more could not be started
 RECURRENT_ONLY = ("skip", "position", "readout")  # mean nothing to --model avgpool
 
 
 def _option(group: str, help: str, default: Any = None, *, ucf101: Any = None, kind: type = str,
             choices: tuple[str, ...] | None = None, above: float | None = None,
-            least: float | None = None, most: float = math.inf) -> Any:
-    """A field that is an option: its default (that for ucf101, where it differs) and its range."""
+            least: float | None = None, most: float = math.inf, older: bool = False) -> Any:
+    """A field that is an option: its default (that for ucf101, where it differs) and its range.
+
+    older: there are runs from before the option, and they did what its default does.
+    """
     return field(metadata={
         "group": group, "help": help, "kind": kind, "choices": choices,
         "defaults": {"figures": default, "ucf101": default if ucf101 is None else ucf101},
-        "above": above, "least": least, "most": most})
+        "above": above, "least": least, "most": most, "older": older})
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,9 @@ class Config:
                            "use every frame's mirror image", False, kind=bool)
     seed: int = _option("training", "seed of every random draw", 0, kind=int, least=0)
 
-    threads: int = _option("machine", "threads to compute with (default: the cores there are); "
-                           "runs are bit-equal at one number of threads", kind=int, least=1)
+    threads: int = _option("machine", "threads to compute with (default: the cores this process "
+                           "may use; with --resume the run's); runs are bit-equal at one number of "
+                           "threads", kind=int, least=1, most=MOST_THREADS, older=True)
     device: str = _option("machine", "cpu, cuda or cuda:N", "cpu")
 
     @property
@@ -114,12 +119,16 @@ class Config:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> Config:
-        """The options back from `to_json`; InputError, naming `where`, if they are not these."""
+        """The options back from `to_json`, those that came after the run filled in.
+
+        InputError, naming `where`, if they are not the options of a run.
+        """
+        found = dict(values) if isinstance(values, Mapping) else {}
         names = {f.name for f in fields(cls)}
-        found = set(values) if isinstance(values, Mapping) else set()
-        if wrong := sorted(names ^ found):
+        older = {f.name for f in fields(cls) if f.metadata["older"]}
+        if wrong := sorted((names - older - set(found)) | (set(found) - names)):
             raise InputError(f"{where}: not the options of a run (see {', '.join(wrong[:4])})")
-        return cls(**values)
+        return cls(**_defaults(found["data"]) | found)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +155,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Add the options in which using a run may differ from training it."""
     parser.add_argument("--root", metavar="DIR", help="folder of the data set (default: the run's)")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads (default: the run's)")
+    parser.add_argument("--threads", metavar="N", type=int, help="threads to compute with "
+                        "(default: the cores this process may use)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the run's)")
 
 
@@ -154,11 +164,18 @@ def override(config: Config, args: argparse.Namespace) -> Config:
     """`config` with what `add_overrides` found. InputError for what is out of range or absent."""
     values = {name: getattr(args, name) for name in ("root", "threads", "device")
               if getattr(args, name, None) is not None}
-    changed = replace(config, **values)
+    changed = replace(config, **{"threads": tensorlite.get_num_threads()} | values)
     for item in fields(Config):
         _check_range(item.name, getattr(changed, item.name), item.metadata)
     _check_device(changed.device)
     return changed
+
+
+def with_threads(config: Config, threads: int) -> Config:
+    """`config` with another number of threads. InputError if that is out of range."""
+    (item,) = (f for f in fields(Config) if f.name == "threads")
+    _check_range("threads", threads, item.metadata)
+    return replace(config, threads=threads)
 
 
 def _default_text(info: Mapping[str, Any]) -> str:
@@ -180,9 +197,8 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 def resolve(values: Mapping[str, Any], data_root: str | os.PathLike[str] = "data") -> Config:
     """Fill in what is not among `values`. InputError for what is out of range or contradicts."""
     data = values.get("data", "figures")
-    full = {f.name: f.metadata["defaults"].get(data) for f in fields(Config)} | dict(values)
+    full = _defaults(data) | dict(values)
     full["root"] = full["root"] or os.path.abspath(Path(data_root) / data)
-    full["threads"] = full["threads"] or tensorlite.get_num_threads()
     for item in fields(Config):
         _check_range(item.name, full[item.name], item.metadata)
     if full["model"] == "avgpool":
@@ -195,6 +211,12 @@ def resolve(values: Mapping[str, Any], data_root: str | os.PathLike[str] = "data
     config = Config(**full)
     _check_together(config, values)
     return config
+
+
+def _defaults(data: str) -> dict[str, Any]:
+    """Every option's default for a data set; None for those that have none."""
+    values = {f.name: f.metadata["defaults"].get(data) for f in fields(Config)}
+    return values | {"threads": tensorlite.get_num_threads()}
 
 
 def _check_range(name: str, value: Any, info: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tensorlite
 from recres import build, commands, config, report
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
     options = config.override(run.config, args)
-    tensorlite.set_num_threads(options.threads)
+    commands.set_threads(options.threads)
     model, classes, convention = build.open_model(run, options, args.weights)
     videos = build.open_videos(options, run.path)
     if videos.split.classes != classes:

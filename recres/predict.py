@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-import tensorlite
 from recres import build, commands, config
 from recres.config import Config
 from recres.datasets import Video
@@ -20,7 +20,9 @@ from recres.evaluation import CHUNKS_AT_ONCE, predict_logits
 from recres.loader import Chunk, FrameLoader
 from recres.metrics import log_softmax
 from recres.models import VideoResNet
+from recres.models.streaming import Stream
 from recres.runs import Run
+from recres.video import augment
 from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import chunk_starts
 from recres.video.source import FrameSource
@@ -37,6 +39,9 @@ def parser() -> commands.Parser:
     result.add_argument("videos", metavar="VIDEO", nargs="+", type=Path)
     result.add_argument("--top", metavar="K", type=int, default=5,
                         help="how many classes to print (default: 5)")
+    result.add_argument("--stream", action="store_true", help="go along each video as if it were "
+                        "live: after every sampled frame print the class of the chunk that ends "
+                        "with it, and at the end the rate, instead of the classes of the whole")
     result.add_argument("--write", metavar="DIR", type=Path,
                         help="also write each video there, with its label drawn in")
     config.add_overrides(result)
@@ -51,13 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _predict(args: argparse.Namespace) -> int:
     if args.top < 1:
         raise InputError(f"--top {args.top}: expected at least 1")
+    if args.stream and args.write is not None:
+        raise InputError("--write: draws the class of the whole video, which --stream does not "
+                         "look for")
     run = Run.open(args.run)
     options = config.override(run.config, args)
-    tensorlite.set_num_threads(options.threads)
+    commands.set_threads(options.threads)
     model, classes, convention = build.open_model(run, options)
     status, taken = 0, set[Path]()
     for path in args.videos:
         try:
+            if args.stream:
+                _print_stream(model, classes, options, convention, path)
+                continue
             posterior = classify(model, options, convention, path)
             order = np.argsort(-posterior, kind="stable")[: args.top]
             print(path)
@@ -85,6 +96,36 @@ def classify(model: VideoResNet, options: Config, convention: str, path: Path) -
                   for batch in (chunks[i : i + CHUNKS_AT_ONCE]
                                 for i in range(0, len(chunks), CHUNKS_AT_ONCE))]
     return np.concatenate(posteriors).mean(axis=0)
+
+
+def follow(model: VideoResNet, options: Config, convention: str, path: Path
+           ) -> Iterator[tuple[int, np.ndarray | None]]:
+    """For every sampled frame of a video its index and the posterior (classes,) of the chunk that
+    ends with it, None where there have been too few frames for a chunk.
+
+    Works on each frame once and holds one at a time, for videos of any length. Raises VideoError.
+    """
+    stream = Stream(model)
+    for index, frame in iter_frames(path, options.frame_step):
+        view = augment.evaluation_view(*frame.shape[:2])
+        shown = augment.apply(frame[None], view, options.image_size)
+        with np.errstate(all="ignore"):  # answers that are not finite are still answers
+            logits = stream.push(augment.normalise(shown, convention))
+        yield index, None if logits is None else np.exp(log_softmax(logits.numpy()))[0]
+
+
+def _print_stream(model: VideoResNet, classes: Sequence[str], options: Config, convention: str,
+                  path: Path) -> None:
+    count, began = 0, time.perf_counter()
+    for count, (index, posterior) in enumerate(follow(model, options, convention, path), start=1):
+        if count == 1:
+            print(path)
+        if posterior is not None:
+            label = int(posterior.argmax())
+            print(f"  frame {index:5}  {posterior[label]:.3f}  {classes[label]}", flush=True)
+    rate = count / (time.perf_counter() - began)
+    few = f", too few for a chunk of {options.context}" if count < options.context else ""
+    print(f"  sampled frames: {count}, {rate:.1f} a second{few}")
 
 
 def _target(folder: Path, video: Path, taken: set[Path]) -> Path:

@@ -144,6 +144,13 @@ class Run:
         """Write config.json from `config` and `about`."""
         write_json(self.path / "config.json", {"options": self.config.to_json(), **self.about})
 
+    def change(self, config: Config) -> None:
+        """Go on with these options, and let config.json say so where it says something else (or
+        nothing, of an option that came after the run)."""
+        self.config = config
+        if read_json(self.path / "config.json")["options"] != config.to_json():
+            self.write_config()
+
     @property
     def result(self) -> dict[str, Any] | None:
         """What result.json says; None while the run is not complete."""

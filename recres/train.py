@@ -10,9 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-
-import tensorlite
 from recres import build, checkpoint, commands, config, report
 from recres.commands import Interrupts, bar, say
 from recres.config import Config
@@ -55,10 +52,15 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     else:
         run = Run.open(args.resume) if args.resume else Run.latest()
         _refuse_changes(run, args)
+        options = config.with_threads(run.config, getattr(args, "threads", run.config.threads))
     with run, Interrupts(f"stopped; to go on: python -m recres.train --resume {run.path}") as stop:
         if run.result is not None:
             print(f"{run.path}: complete, video error {run.result['video_error']:.4f}")
             return 0
+        if options.threads != run.config.threads:
+            say(f"threads   {options.threads}, not {run.config.threads} as before: what follows is "
+                "equal only to rounding")
+        run.change(options)
         try:
             Job(run, stop).do()
         except (InputError, FormatError):
@@ -79,7 +81,7 @@ def _refuse_changes(run: Run, args: argparse.Namespace) -> None:
         raise InputError("--out: --resume goes on in the run's own folder")
     stored = run.config.to_json()
     for name, value in config.given(args).items():
-        if value != stored[name]:
+        if name != "threads" and value != stored[name]:
             raise InputError(f"--{name.replace('_', '-')} {value}: the run in {run.path} has "
                              f"{stored[name]}, and that cannot change")
 
@@ -92,8 +94,7 @@ class Job:
 
     def do(self) -> None:
         """Do what is left to do."""
-        tensorlite.set_num_threads(self.config.threads)
-        cv2.setNumThreads(1)  # the cores belong to the kernels and to whole videos
+        commands.set_threads(self.config.threads)
         say(f"run       {self.run.path}")
         videos = build.open_videos(self.config, self.run.path)
         for reason in videos.skipped.values():

@@ -18,8 +18,10 @@ from .ops import (
     add,
     avg_pool2d,
     batch_norm,
+    block_join,
     concatenate,
     conv2d,
+    conv_norm,
     cross_entropy,
     divide,
     dropout,
@@ -49,12 +51,14 @@ from .ops import (
     temporal_skip,
     transpose,
 )
+from .ops.fused import Activation, unfused, value_of
 from .recording import Observer, no_grad, observe
 from .tensor import Tensor
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Activation",
     "Function",
     "GradientError",
     "Node",
@@ -64,8 +68,10 @@ __all__ = [
     "add",
     "avg_pool2d",
     "batch_norm",
+    "block_join",
     "concatenate",
     "conv2d",
+    "conv_norm",
     "cross_entropy",
     "divide",
     "dropout",
@@ -101,5 +107,7 @@ __all__ = [
     "tanh",
     "temporal_skip",
     "transpose",
+    "unfused",
+    "value_of",
     "walk",
 ]

@@ -12,7 +12,8 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .device import Array, array_module, fingerprint
+from . import kernels
+from .device import Array, array_module, fingerprint, is_whole
 from .recording import state
 from .tensor import Tensor
 
@@ -175,7 +176,7 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False,
         outgoing = (None,) * len(node.inputs) if incoming is None else node.backward(incoming)
         for tensor, piece in zip(node.inputs, outgoing, strict=True):
             if tensor is not None and tensor.requires_grad:
-                fresh = (piece is not None and piece is not incoming and piece.base is None
+                fresh = (piece is not None and piece is not incoming and is_whole(piece)
                          and sum(piece is g for g in outgoing) == 1 and not node.holds(piece))
                 arrive(tensor, piece, fresh)
         if incoming is not None:
@@ -197,8 +198,11 @@ class _Sums:
         if before is None:
             after = piece
         elif target in self._owned:
-            before += piece
-            after = before
+            kernels.of(before).accumulate(before, piece)
+            after, fresh = before, True
+        elif fresh and self._in_place:
+            kernels.of(piece).accumulate(piece, before)
+            after = piece
         else:
             after, fresh = array_module(piece).asarray(before + piece), True
         self._sums[target] = after

@@ -72,6 +72,11 @@ def to_device(array: Array, device: str) -> Array:
         return cupy.asarray(array)
 
 
+def is_whole(array: Array) -> bool:
+    """Whether `array` is no view of another: it owns its memory, or has it from a pool."""
+    return type(array.base) is not type(array)
+
+
 def fingerprint(array: Array) -> int:
     """A hash of the bytes of `array`, or of about 1000 evenly spread elements of a large one.
 

@@ -32,6 +32,7 @@ class Observer:
 
 class _State(threading.local):
     recording = True
+    fused = True
     observers: tuple[Observer, ...] = ()
 
 

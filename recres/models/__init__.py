@@ -14,6 +14,7 @@ from .resnet import (
     resnet101,
     resnet152,
 )
+from .streaming import Stream
 
 __all__ = [
     "DEPTHS",
@@ -25,6 +26,7 @@ __all__ = [
     "AveragePooling",
     "RecurrentResNet",
     "ResNet",
+    "Stream",
     "VideoResNet",
     "average_pooling",
     "recurrent_resnet",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tensorlite import global_avg_pool, nn, relu, temporal_skip
+from tensorlite import Activation, block_join, global_avg_pool, nn, relu
 from tensorlite.tensor import Tensor
 
 from .resnet import STAGES, ResidualBlock, VideoResNet, stage_number
@@ -32,11 +32,11 @@ class TemporalConv(nn.Module):
         self.conv = nn.Conv2d(block.cin, block.cout, 1, stride=block.stride, rng=rng)
         self.norm = nn.BatchNorm2d(block.cout) if norm else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Activation:
         """x (N, H, W, cin) → (N, H / stride, W / stride, cout)."""
-        x = self.conv(x)
         if self.norm is not None:
-            x = self.norm(x)
+            return nn.conv_norm(x, self.conv, self.norm, relu=self.nonlinear)
+        x = self.conv(x)
         return relu(x) if self.nonlinear else x
 
 
@@ -119,12 +119,10 @@ class RecurrentResNet(VideoResNet):
         drop = self.readout == "last"
         now = _without(x, frames, 0) if drop else x
         if self.skip == "identity":
-            passed_on = block.skip(x)
-            y = block.residual(now) + (_without(passed_on, frames, 0) if drop else passed_on)
-            return relu(temporal_skip(y, passed_on, frames))
-        before = block.temporal(_without(x, frames, -1))
-        y = block.residual(now) + block.skip(now)
-        return relu(y + before if drop else temporal_skip(y, before, frames))
+            skip = before = block.skip(x)
+        else:
+            skip, before = block.skip(now), block.temporal(_without(x, frames, -1))
+        return block_join(block.residual(now), skip, before, frames=frames, first_left_out=drop)
 
 
 def _without(x: Tensor, frames: int, which: int) -> Tensor:

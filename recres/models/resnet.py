@@ -13,7 +13,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from tensorlite import global_avg_pool, max_pool2d, nn, relu
+from tensorlite import Activation, block_join, global_avg_pool, max_pool2d, nn
+from tensorlite.nn import conv_norm
 from tensorlite.tensor import Tensor
 
 STAGES = ("stem", "block1", "block2", "block3", "block4")
@@ -29,13 +30,16 @@ class Projection(nn.Module):
         self.conv = nn.Conv2d(cin, cout, 1, stride=stride, rng=rng)
         self.norm = nn.BatchNorm2d(cout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Activation:
         """x (N, H, W, cin) → (N, H / stride, W / stride, cout)."""
-        return self.norm(self.conv(x))
+        return conv_norm(x, self.conv, self.norm)
 
 
 class ResidualBlock(nn.Module):
     """y = relu(F(x) + shortcut(x)); subclasses define F, the residual branch.
+
+    `conv_norm` is a convolution, its batch norm and, if asked, a relu; `block_join` is the sum and
+    its relu. What passes between them need not be a stored tensor (`tensorlite.ops.fused`).
 
     cin: channels of x; planes: of the branch's convolutions; y has `expansion` times as many.
     """
@@ -56,17 +60,17 @@ class ResidualBlock(nn.Module):
         """Make the layers of the residual branch."""
         raise NotImplementedError
 
-    def residual(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor) -> Activation:
         """F(x)."""
         raise NotImplementedError
 
-    def skip(self, x: Tensor) -> Tensor:
+    def skip(self, x: Tensor) -> Activation:
         """The spatial skip connection: x itself, projected where the shape changes."""
         return x if self.shortcut is None else self.shortcut(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, H, W, cin) → (N, H / stride, W / stride, cout)."""
-        return relu(self.residual(x) + self.skip(x))
+        return block_join(self.residual(x), self.skip(x))
 
 
 class BasicBlock(ResidualBlock):
@@ -80,9 +84,9 @@ class BasicBlock(ResidualBlock):
         self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, rng=rng)
         self.norm2 = nn.BatchNorm2d(planes)
 
-    def residual(self, x: Tensor) -> Tensor:
-        x = relu(self.norm1(self.conv1(x)))
-        return self.norm2(self.conv2(x))
+    def residual(self, x: Tensor) -> Activation:
+        y = conv_norm(x, self.conv1, self.norm1, relu=True)
+        return conv_norm(y, self.conv2, self.norm2)
 
 
 class Bottleneck(ResidualBlock):
@@ -99,10 +103,10 @@ class Bottleneck(ResidualBlock):
         self.conv3 = nn.Conv2d(planes, self.cout, 1, rng=rng)
         self.norm3 = nn.BatchNorm2d(self.cout)
 
-    def residual(self, x: Tensor) -> Tensor:
-        x = relu(self.norm1(self.conv1(x)))
-        x = relu(self.norm2(self.conv2(x)))
-        return self.norm3(self.conv3(x))
+    def residual(self, x: Tensor) -> Activation:
+        y = conv_norm(x, self.conv1, self.norm1, relu=True)
+        y = conv_norm(y, self.conv2, self.norm2, relu=True)
+        return conv_norm(y, self.conv3, self.norm3)
 
 
 class ResNet(nn.Module):
@@ -142,7 +146,7 @@ class ResNet(nn.Module):
 
     def stem(self, x: Tensor) -> Tensor:
         """Images (N, H, W, 3) → (N, H / 4, W / 4, width)."""
-        return max_pool2d(relu(self.norm1(self.conv1(x))), 3, stride=2, padding=1)
+        return max_pool2d(conv_norm(x, self.conv1, self.norm1, relu=True), 3, stride=2, padding=1)
 
     def stage(self, name: str, x: Tensor) -> Tensor:
         """One of `STAGES` on its own, frame by frame."""

@@ -20,6 +20,38 @@ class Prologue(NamedTuple):
     relu: bool
 
 
+class Epilogue(NamedTuple):
+    """What finishes an output while it is in the cache: y * scale + shift + residual, then relu.
+
+    scale and residual may be None for none; residual has the output's shape.
+    """
+
+    scale: Array | None
+    shift: Array
+    residual: Array | None
+    relu: bool
+
+
+class Term(NamedTuple):
+    """A summand of a block's output: value, or its activation, (B T', H, W, C) for B chunks.
+
+    Frame t of a chunk is added to the output's frame t + offset; what falls outside is left out.
+    """
+
+    value: Array
+    activation: Prologue | None
+    offset: int
+
+
+class Mask(NamedTuple):
+    """The input of an op was the activation of z; the gradient to it is wanted as that of the norm:
+    zero where the relu cut, with the `GradSums` of it and z about `mean`."""
+
+    z: Array
+    activation: Prologue
+    mean: Array
+
+
 class Moments(NamedTuple):
     """Per-channel moments over all leading axes: m2 = sum of (x - mean)^2 over `count` values."""
 
@@ -31,13 +63,14 @@ class Moments(NamedTuple):
 class NormGrad(NamedTuple):
     """A gradient seen through a batch norm, formed by its reader: scale*grad + slope*z + offset.
 
-    z is the norm's input (the raw convolution output), of the gradient's shape.
+    z is the norm's input (the raw convolution output), of the gradient's shape. All but scale are
+    None for a norm by running statistics, through which a gradient passes as scale*grad.
     """
 
-    z: Array
+    z: Array | None
     scale: Array
-    slope: Array
-    offset: Array
+    slope: Array | None
+    offset: Array | None
 
 
 class GradSums(NamedTuple):

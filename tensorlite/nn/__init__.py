@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tensorlite.nn import init
-from tensorlite.nn.layers import GRU, BatchNorm2d, Conv2d, Dropout, Linear, ReLU
+from tensorlite.nn.layers import GRU, BatchNorm2d, Conv2d, Dropout, Linear, ReLU, conv_norm
 from tensorlite.nn.module import LoadReport, Module, ModuleList, Parameter, Sequential
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Parameter",
     "ReLU",
     "Sequential",
+    "conv_norm",
     "init",
 ]

@@ -11,9 +11,11 @@ from typing import Self, TypeAlias
 
 import numpy as np
 
+from tensorlite import ops
 from tensorlite.nn import init
 from tensorlite.nn.module import Module, Parameter
 from tensorlite.ops import batch_norm, conv2d, dropout, gru, linear, relu
+from tensorlite.ops.fused import Activation, value_of
 from tensorlite.tensor import Tensor
 
 Pair: TypeAlias = int | tuple[int, int]
@@ -148,6 +150,31 @@ class BatchNorm2d(Module):
         return f"{self.c}, momentum={self.momentum:g}, eps={self.eps:g}" + (
             ", frozen" if self.frozen else ""
         )
+
+
+def conv_norm(x: Activation, conv: Conv2d, norm: BatchNorm2d, relu: bool = False) -> Activation:
+    """norm(conv(x)), then relu if asked, in one pass where that is possible.
+
+    The result is read by another conv_norm, `max_pool2d` and `block_join`; see `ops.conv_norm`.
+    """
+    if conv.bias is not None or conv.groups != 1:
+        y = norm(conv(value_of(x)))
+        return ops.relu(y) if relu else y
+    return ops.conv_norm(
+        x,
+        conv.weight,
+        norm.gamma,
+        norm.beta,
+        norm.running_mean,
+        norm.running_var,
+        relu=relu,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+        mode=norm.mode,
+        momentum=norm.momentum,
+        eps=norm.eps,
+    )
 
 
 class Linear(Module):

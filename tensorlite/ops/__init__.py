@@ -20,6 +20,7 @@ from .elementwise import (
     subtract,
     tanh,
 )
+from .fused import block_join, conv_norm
 from .linear import linear, matmul
 from .loss import cross_entropy, log_softmax, softmax
 from .normalisation import batch_norm
@@ -32,8 +33,10 @@ __all__ = [
     "add",
     "avg_pool2d",
     "batch_norm",
+    "block_join",
     "concatenate",
     "conv2d",
+    "conv_norm",
     "cross_entropy",
     "divide",
     "dropout",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array
@@ -27,13 +29,8 @@ class Conv2d(Function):
     def backward(ctx: Node, grad: Array) -> tuple[Array | None, ...]:
         x, weight = ctx.saved
         kernel = kernels.of(grad)
-        dx = dw = db = None
-        if ctx.needs[0]:
-            dx, _ = kernel.conv2d_grad_input(grad, weight, x.shape, **ctx.geometry)
-        if ctx.needs[1]:
-            dw = kernel.conv2d_grad_weight(x, grad, weight.shape[:2], **ctx.geometry)
-        if ctx.needs[2]:
-            db = grad.sum(axis=(0, 1, 2))
+        dx, _, dw = kernel.conv2d_backward(x, grad, weight, needs=ctx.needs[:2], **ctx.geometry)
+        db = kernel.column_sums(grad.reshape(-1, grad.shape[3])) if ctx.needs[2] else None
         return dx, dw, db
 
 
@@ -46,6 +43,14 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
     padding and dilation is one number or (vertical, horizontal). With groups, output channels
     in the g-th of `groups` equal parts see only the g-th part of the input channels.
     """
+    geometry, _ = convolution_geometry(x, weight, bias, stride, padding, dilation, groups)
+    return Conv2d.apply(x, weight, bias, **geometry)
+
+
+def convolution_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair,
+                         padding: Pair, dilation: Pair,
+                         groups: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """Check the arguments of `conv2d`: the kernels' options, and the output's shape."""
     if x.ndim != 4 or weight.ndim != 4:
         raise ValueError(f"conv2d: expected x (N, H, W, C) and weight (kh, kw, C/groups, C_out), "
                          f"got shapes {x.shape} and {weight.shape}")
@@ -62,6 +67,6 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
     one_dtype(x, weight=weight, bias=bias)
     steps, border, spread = pair("stride", stride, 1), pair("padding", padding, 0), pair(
         "dilation", dilation, 1)
-    window_output("conv2d", x.shape[1:3], weight.shape[:2], steps, border, spread)
-    return Conv2d.apply(x, weight, bias, stride=steps, padding=border, dilation=spread,
-                        groups=groups)
+    size = window_output("conv2d", x.shape[1:3], weight.shape[:2], steps, border, spread)
+    geometry = {"stride": steps, "padding": border, "dilation": spread, "groups": groups}
+    return geometry, (x.shape[0], *size, weight.shape[3])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array, array_module
+from ..kernels.contract import Moments
 from ..tensor import Tensor
 from .arguments import one_dtype
 
@@ -24,21 +27,14 @@ class BatchNorm(Function):
     @staticmethod
     def forward(ctx: Node, x: Array, gamma: Array, beta: Array, *, running_mean: Array,
                 running_var: Array, mode: str, momentum: float, eps: float) -> Array:
-        if mode == "train":
-            count, mean, m2 = kernels.of(x).moments(x)
-            var = m2 / count
-            # In place: the running statistics belong to the caller.
-            running_mean += momentum * (mean - running_mean)
-            running_var += momentum * (m2 / (count - 1) - running_var)
-            ctx.count = count
-        else:
-            # Copies: a later update must not reach back into this op.
-            mean, var = running_mean.astype(x.dtype), running_var.astype(x.dtype)
-            ctx.count = None
-        inverse = 1 / array_module(x).sqrt(var + eps)
-        scale = gamma * inverse
+        kernel = kernels.of(x)
+        moments = kernel.moments(x) if mode == "train" else None
+        mean, inverse, scale, shift = norm_vectors(
+            x, moments, gamma, beta, running_mean=running_mean, running_var=running_var, mode=mode,
+            momentum=momentum, eps=eps)
+        ctx.count = None if moments is None else moments.count
         ctx.save(x, mean, inverse, scale)
-        return kernels.of(x).affine(x, scale, beta - mean * scale)
+        return kernel.affine(x, scale, shift)
 
     @staticmethod
     def backward(ctx: Node, grad: Array) -> tuple[Array | None, ...]:
@@ -58,6 +54,25 @@ class BatchNorm(Function):
         return dx, dgamma, dbeta
 
 
+def norm_vectors(x: Array, moments: Moments | None, gamma: Array, beta: Array, *,
+                 running_mean: Array, running_var: Array, mode: str, momentum: float,
+                 eps: float) -> tuple[Array, Array, Array, Array]:
+    """What a batch norm does to x, as vectors: mean, 1 / √(σ² + ε), scale and shift, by the moments
+    of x, towards which the running statistics then move in place, or else by those."""
+    if moments is not None:
+        count, mean, m2 = moments
+        var = m2 / count
+        # In place: the running statistics belong to the caller.
+        running_mean += momentum * (mean - running_mean)
+        running_var += momentum * (m2 / (count - 1) - running_var)
+    else:
+        # Copies: a later update must not reach back into this op.
+        mean, var = running_mean.astype(x.dtype), running_var.astype(x.dtype)
+    inverse = 1 / array_module(x).sqrt(var + eps)
+    scale = gamma * inverse
+    return mean, inverse, scale, beta - mean * scale
+
+
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, running_mean: Array, running_var: Array,
                mode: str = "train", momentum: float = 0.1, eps: float = 1e-5) -> Tensor:
     """Normalise each channel of `x`, then scale by `gamma` and shift by `beta`.
@@ -70,19 +85,25 @@ def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, running_mean: Array, runn
 
     Raises ValueError for wrong shapes, an unknown mode, or one value per channel in mode train.
     """
-    channels = x.shape[-1:]
+    one_dtype(x, gamma=gamma, beta=beta)
+    running_mean, running_var = check_norm(x.shape, gamma, beta, running_mean, running_var, mode)
+    return BatchNorm.apply(x, gamma, beta, running_mean=running_mean, running_var=running_var,
+                           mode=mode, momentum=momentum, eps=eps)
+
+
+def check_norm(shape: tuple[int, ...], gamma: Tensor, beta: Tensor, running_mean: Array,
+               running_var: Array, mode: str) -> tuple[Array, Array]:
+    """Check what a batch norm of an x of `shape` is given; the running statistics as arrays."""
     running_mean, running_var = (r.data if isinstance(r, Tensor) else r
                                  for r in (running_mean, running_var))
     for name, t in (("gamma", gamma), ("beta", beta), ("running_mean", running_mean),
                     ("running_var", running_var)):
-        if t.shape != channels:
-            raise ValueError(f"{name}: expected shape {channels} for x of shape {x.shape}, "
+        if t.shape != shape[-1:]:
+            raise ValueError(f"{name}: expected shape {shape[-1:]} for x of shape {shape}, "
                              f"got {t.shape}")
-    one_dtype(x, gamma=gamma, beta=beta)
     if mode not in MODES:
         raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
-    if mode == "train" and x.size <= x.shape[-1]:
+    if mode == "train" and math.prod(shape[:-1]) <= 1:
         raise ValueError("batch_norm: mode 'train' needs more than one value per channel, got x "
-                         f"of shape {x.shape}")
-    return BatchNorm.apply(x, gamma, beta, running_mean=running_mean, running_var=running_var,
-                           mode=mode, momentum=momentum, eps=eps)
+                         f"of shape {shape}")
+    return running_mean, running_var

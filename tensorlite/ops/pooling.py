@@ -7,6 +7,7 @@ from ..autograd import Function, Node
 from ..device import Array
 from ..tensor import Tensor
 from .arguments import Pair, one_dtype, pair, window_output
+from .fused import Activation, Norm, source_of
 
 
 class MaxPool2d(Function):
@@ -15,16 +16,21 @@ class MaxPool2d(Function):
     name = "max_pool2d"
 
     @staticmethod
-    def forward(ctx: Node, x: Array, **window) -> Array:
-        y, argmax = kernels.of(x).max_pool2d_forward(x, **window)
-        ctx.save(argmax)
-        ctx.shape, ctx.window = x.shape, window
+    def forward(ctx: Node, x: Array, *, source: Norm | None, **window) -> Array:
+        prologue = None if source is None else source.activation
+        y = kernels.of(x).max_pool2d_forward(x, prologue=prologue, **window)
+        ctx.save(x, y)
+        ctx.source, ctx.window = source, window
         return y
 
     @staticmethod
     def backward(ctx: Node, grad: Array) -> Array:
-        (argmax,) = ctx.saved
-        return kernels.of(grad).max_pool2d_backward(grad, argmax, ctx.shape, **ctx.window)
+        x, y = ctx.saved
+        mask = None if ctx.source is None else ctx.source.mask
+        dx, sums = kernels.of(grad).max_pool2d_backward(grad, x, y, mask=mask, **ctx.window)
+        if ctx.source is not None:
+            ctx.source.left.append(sums)
+        return dx
 
 
 class AvgPool2d(Function):
@@ -57,12 +63,16 @@ class GlobalAvgPool(Function):
         return kernels.of(grad).global_avg_pool_backward(grad, ctx.shape)
 
 
-def max_pool2d(x: Tensor, kernel: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:
+def max_pool2d(x: Activation, kernel: Pair, stride: Pair | None = None,
+               padding: Pair = 0) -> Tensor:
     """The maximum over windows of `kernel`, moved by `stride` (default: the kernel).
 
-    x (N, H, W, C) → (N, H', W', C). Padded cells never win; padding is at most half the kernel.
+    x (N, H, W, C) → (N, H', W', C); x may be the result of `conv_norm`. Padded cells never win;
+    padding is at most half the kernel.
     """
-    return MaxPool2d.apply(x, **_window("max_pool2d", x, kernel, stride, padding))
+    tensor, source = source_of(x)
+    return MaxPool2d.apply(tensor, source=source,
+                           **_window("max_pool2d", tensor, kernel, stride, padding))
 
 
 def avg_pool2d(x: Tensor, kernel: Pair, stride: Pair | None = None, padding: Pair = 0) -> Tensor:

@@ -49,7 +49,8 @@ class GRU(Function):
     @staticmethod
     def backward(ctx: Node, grad: Array) -> tuple[Array | None, ...]:
         x, lengths, w_ih, w_hh, h0, *saved = ctx.saved
-        return kernels.of(grad).gru_backward(grad, x, lengths, w_ih, w_hh, h0, tuple(saved))
+        return kernels.of(grad).gru_backward(grad, x, lengths, w_ih, w_hh, h0, tuple(saved),
+                                             need_dx=ctx.needs[0])
 
 
 def temporal_skip(y: Tensor, x: Tensor, frames: int) -> Tensor:

@@ -11,10 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recres import evaluate, predict, report, train
-from recres.datasets import figures
+import tensorlite
+from recres import build, evaluate, predict, report, train
+from recres.datasets import Video, figures
+from recres.evaluation import predict_logits
+from recres.loader import Chunk, FrameLoader
+from recres.metrics import log_softmax
+from recres.models import VideoResNet
 from recres.runs import Run, read_json
 from recres.video.decode import read_frames
+from recres.video.source import FrameSource
 
 
 def command(module: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -87,7 +93,7 @@ def test_without_matplotlib_a_run_says_so_and_goes_on(tiny, tmp_path, monkeypatc
 
 def test_evaluate_finds_what_train_found(trained, tmp_path, capsys):
     folder = shutil.copytree(trained, tmp_path / "run")
-    assert evaluate.main([str(folder)]) == 0
+    assert evaluate.main([str(folder), "--threads", "1"]) == 0  # as in training
     assert "video error" in capsys.readouterr().out
     again, result = read_json(folder / "evaluation-test.json"), read_json(folder / "result.json")
     for name in ("video_error", "chunk_error", "loss", "per_class", "pair_error",
@@ -95,7 +101,7 @@ def test_evaluate_finds_what_train_found(trained, tmp_path, capsys):
         assert again[name] == result[name], name
     with np.load(folder / "scores-test.npz") as one, np.load(folder / "scores.npz") as two:
         np.testing.assert_array_equal(one["posteriors"], two["posteriors"])
-    assert evaluate.main([str(folder), "--side", "holdout"]) == 0
+    assert evaluate.main([str(folder), "--side", "holdout", "--threads", "1"]) == 0
     held = read_json(folder / "evaluation-holdout.json")
     assert held["video_error"] == result["best"]["video_error"]
     assert held["loss"] == result["best"]["loss"]
@@ -138,6 +144,73 @@ def test_predict_prints_classes_and_writes_the_video(trained, figures_root, tmp_
     strip = written[:, height:]
     assert strip.min() < 60 and strip.max() > 180  # light letters on dark ground
     assert np.abs(strip[0].astype(int) - strip[-1]).max() < 60
+
+
+def test_predict_along_a_video(trained, figures_root, capsys):
+    """Every sampled frame but the first of the chunk ends a chunk, and gets what is said of it."""
+    video = figures.read(figures_root).test[0].path
+    assert predict.main([str(trained), str(video), "--stream"]) == 0
+    run = Run.open(trained)
+    model, classes, convention = build.open_model(run, run.config)
+    source = FrameSource([Video(video, 0, "", "")], run.config.frame_step, 2, 1 << 30)
+    count = len(source.frames(0))
+    chunks = [Chunk(0, 0, start) for start in range(count - 1)]
+    logits = predict_logits(model, FrameLoader(source, run.config, convention).load(chunks))
+    posteriors = np.exp(log_softmax(logits))
+    first, *lines, last = capsys.readouterr().out.splitlines()
+    assert first == str(video)
+    assert re.fullmatch(rf"  sampled frames: {count}, \d+\.\d a second", last)
+    rows = [re.fullmatch(r"  frame +(\d+)  (\d\.\d{3})  (\w+)", line) for line in lines]
+    assert [int(row[1]) for row in rows] == [i * run.config.frame_step for i in range(1, count)]
+    for row, posterior in zip(rows, posteriors, strict=True):
+        assert row[3] == classes[posterior.argmax()]
+        assert float(row[2]) == pytest.approx(posterior.max(), abs=6e-4)
+
+
+def test_predict_along_videos_that_are_too_short_or_bad(trained, write_video, numbered, tmp_path,
+                                                        capsys):
+    short = write_video(tmp_path / "short.avi", numbered(3))  # of which one in four is sampled
+    assert predict.main([str(trained), str(tmp_path / "none.avi"), str(short), "--stream"]) == 2
+    out, err = capsys.readouterr()
+    assert "none.avi: no such file" in one_line(err)
+    path, line = out.splitlines()
+    assert path == str(short)
+    assert re.fullmatch(r"  sampled frames: 1, .* a second, too few for a chunk of 2", line)
+    assert predict.main([str(trained), str(short), "--stream", "--write", str(tmp_path)]) == 2
+    assert "--write: " in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", "1000000"])
+def test_a_bad_number_of_threads(trained, tiny, tmp_path, capsys, count):
+    out = tmp_path / "run"
+    for main, arguments in ((train.main, ["--out", str(out), *tiny]),
+                            (train.main, ["--resume", str(trained)]),
+                            (evaluate.main, [str(trained)]),
+                            (predict.main, [str(trained), "video.avi"])):
+        assert main([*arguments, "--threads", count]) == 2
+        line = one_line(capsys.readouterr().err)
+        assert line.startswith("error: ") and "--threads" in line and count in line
+    assert not out.exists()
+
+
+def test_evaluate_and_predict_use_the_threads_they_are_given(trained, figures_root, tmp_path,
+                                                             monkeypatch):
+    """And without --threads as many as there are cores, whatever the run was trained with."""
+    folder, video = shutil.copytree(trained, tmp_path / "run"), figures.read(figures_root).test[0]
+    cores, counts = tensorlite.get_num_threads(), []
+    original = VideoResNet.chunks
+
+    def chunks(self, *arguments):
+        counts.append(tensorlite.get_num_threads())
+        return original(self, *arguments)
+
+    monkeypatch.setattr(VideoResNet, "chunks", chunks)
+    for given, expected in (([], cores), (["--threads", "3"], 3)):
+        for main, arguments in ((evaluate.main, []), (predict.main, [str(video.path)])):
+            counts.clear()
+            assert main([str(folder), *arguments, *given]) == 0
+            assert set(counts) == {expected}
+            tensorlite.set_num_threads(cores)
 
 
 def test_predict_goes_on_after_a_bad_video(trained, figures_root, tmp_path, capsys):

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import pytest
 
+import tensorlite
 from recres import config, train
 from recres.config import Config
 from recres.errors import InputError
@@ -19,12 +20,29 @@ def test_what_is_not_given_is_filled_in_by_data_set(tmp_path):
     assert (ucf101.backbone, ucf101.width, ucf101.image_size) == ("resnet50", 64, 224)
     assert (ucf101.frame_step, ucf101.context, ucf101.skip) == (10, 2, "identity")
     assert figures.root == str(tmp_path / "figures")
-    assert figures.threads >= 1
+    assert figures.threads == tensorlite.get_num_threads()
 
 
 def test_json_round_trip():
     full = config.resolve({"update_fraction": 0.01, "lr": 3e-4})
     assert Config.from_json(json.loads(json.dumps(full.to_json())), "x") == full
+
+
+def test_a_run_from_before_an_option_gets_its_default():
+    values = config.resolve({"data": "ucf101", "lr": 0.5, "threads": 7}).to_json()
+    assert Config.from_json(values, "x").threads == 7
+    del values["threads"]
+    older = Config.from_json(values, "x")
+    assert older.threads == tensorlite.get_num_threads()
+    assert older.to_json() == values | {"threads": older.threads}
+
+
+@pytest.mark.parametrize("missing", ["lr", "seed", "data"])
+def test_options_that_every_run_has_must_be_there(missing):
+    values = config.resolve({}).to_json()
+    del values[missing]
+    with pytest.raises(InputError, match=rf"x: not the options of a run \(see {missing}\)"):
+        Config.from_json(values, "x")
 
 
 def test_json_of_something_else_is_refused():
@@ -47,6 +65,9 @@ def test_json_of_something_else_is_refused():
     ({"freeze": "stem", "augment_per_frame": True}, "--augment-per-frame: with --freeze"),
     ({"freeze": "stem", "colour_jitter": 0.1}, "--colour-jitter: with --freeze"),
     ({"mirror": True}, "--mirror: without --freeze"),
+    ({"threads": 0}, "--threads 0: expected at least 1"),
+    ({"threads": -2}, "--threads -2: expected at least 1"),
+    ({"threads": 10**400}, "expected at least 1 and at most 4096"),
     ({"weights": "/nowhere.npz"}, "--weights /nowhere.npz: no such file"),
     ({"device": "tpu"}, "--device: got 'tpu'"),
 ])
@@ -83,6 +104,8 @@ def test_using_a_run_may_differ_in_where_and_with_what():
     config.add_overrides(parser)
     full = config.resolve({"lr": 0.5})
     assert config.override(full, parser.parse_args([])) == full
+    elsewhere = config.replace(full, threads=full.threads + 1)  # on a machine with another core
+    assert config.override(elsewhere, parser.parse_args([])) == full
     changed = config.override(full, parser.parse_args(["--threads", "3", "--root", "videos"]))
     assert (changed.threads, changed.root, changed.lr) == (3, "videos", 0.5)
     with pytest.raises(InputError, match="--threads 0: expected at least 1"):

@@ -10,7 +10,7 @@ import pytest
 
 from recres import config
 from recres.errors import InputError
-from recres.runs import MetricsLog, Run, read_metrics, write_json
+from recres.runs import MetricsLog, Run, read_json, read_metrics, write_json
 
 OPTIONS = config.resolve({})
 
@@ -22,6 +22,29 @@ def test_what_was_created_can_be_opened(tmp_path):
     assert run.config == OPTIONS
     assert run.about == {"started": "now"}
     assert run.result is None
+
+
+def test_options_that_change_are_written_down_and_others_stay(tmp_path):
+    with Run.create(tmp_path / "run", OPTIONS, {"started": "now"}):
+        pass
+    with Run.open(tmp_path / "run") as run:
+        before = (run.path / "config.json").stat().st_mtime_ns
+        run.change(OPTIONS)
+        assert (run.path / "config.json").stat().st_mtime_ns == before
+        run.change(config.with_threads(OPTIONS, OPTIONS.threads + 1))
+    again = Run.open(tmp_path / "run")
+    assert again.config == run.config != OPTIONS
+    assert again.about == {"started": "now"}
+
+
+def test_a_run_from_before_an_option_is_opened_and_then_has_it(tmp_path):
+    full = config.resolve({}).to_json()
+    older = {name: value for name, value in full.items() if name != "threads"}
+    write_json(tmp_path / "config.json", {"options": older, "started": "then"})
+    with Run.open(tmp_path) as run:
+        assert run.config.to_json() == full
+        run.change(run.config)
+    assert read_json(tmp_path / "config.json") == {"options": full, "started": "then"}
 
 
 def test_a_new_run_needs_an_empty_folder(tmp_path):

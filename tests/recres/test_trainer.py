@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tensorlite
 from recres import checkpoint, config, train, trainer
 from recres.build import build_model, open_videos
 from recres.commands import Interrupts
 from recres.loader import FrameLoader
-from recres.runs import MetricsLog, Run, read_json, read_metrics
+from recres.models import recurrent_resnet
+from recres.runs import MetricsLog, Run, read_json, read_metrics, write_json
 from recres.trainer import Trainer
+from tensorlite import Tensor, cross_entropy, optim
 from tensorlite.io import load_safetensors
 
 
@@ -171,6 +175,77 @@ def test_every_trainable_parameter_moves_and_no_frozen_one(figures_root, tmp_pat
                               after["block2.0.norm1.running_mean"])
     assert job.progress.best["epoch"] == 1
     job.run.unlock()
+
+
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(tiny, tmp_path, monkeypatch, capsys):
+    """Unless told otherwise; then it says so, and that is what the run goes on with from there."""
+    folder, counts = tmp_path / "run", []
+    original = Trainer.accumulate
+
+    def accumulate(self, *arguments):
+        counts.append(tensorlite.get_num_threads())
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Trainer, "accumulate", accumulate)
+    cores = tensorlite.get_num_threads()
+    for last, arguments in enumerate((["--out", str(folder), *tiny, "--threads", "3"],
+                                      ["--resume", str(folder)],
+                                      ["--resume", str(folder), "--threads", "3"],
+                                      ["--resume", str(folder), "--threads", "2"],
+                                      ["--resume", str(folder)])):
+        counts.clear()
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            if last < 4:
+                stop_at(patch, last + 1, lambda: signal.raise_signal(signal.SIGINT))
+            assert train.main(arguments) == (130 if last < 4 else 0)
+        expected = 3 if last < 3 else 2
+        assert set(counts) == {expected}
+        assert read_json(folder / "config.json")["options"]["threads"] == expected
+        notices = [line for line in capsys.readouterr().out.splitlines() if "as before" in line]
+        assert len(notices) == (last == 3), notices
+        assert all("2, not 3 as before" in line for line in notices)
+        tensorlite.set_num_threads(cores)
+
+
+def test_a_run_from_before_the_option_goes_on(trained, tmp_path):
+    """A config.json without `threads`: with those of this process, which it has from then on."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "result.json").unlink()
+    about = read_json(folder / "config.json")
+    del about["options"]["threads"]
+    write_json(folder / "config.json", about)
+    tensorlite.set_num_threads(1)
+    assert train.main(["--resume", str(folder)]) == 0
+    assert read_json(folder / "config.json")["options"]["threads"] == 1
+    assert_same_run(folder, trained)
+
+
+@pytest.mark.parametrize("skip", ["identity", "conv_nonlinear"])
+def test_results_depend_on_the_threads_by_rounding_only(skip):
+    """An update twice at one thread and twice at two, in float64: at a number of threads the same
+    bits, between the two numbers what rounding leaves."""
+    def update(threads: int) -> dict[str, np.ndarray]:
+        tensorlite.set_num_threads(threads)
+        model = recurrent_resnet(18, classes=5, context=3, skip=skip, width=8, rng=1)
+        model.to(dtype=np.float64)
+        optimizer = optim.Adam(model.named_parameters(), lr=1e-3)
+        x = np.random.default_rng(2).standard_normal((6, 3, 64, 64, 3))
+        loss = cross_entropy(model(Tensor(x)), np.array([0, 1, 2, 3, 4, 0]))
+        loss.backward()
+        found = {f"gradient of {name}": p.grad.copy() for name, p in model.named_parameters()}
+        found["loss"] = loss.numpy().copy()
+        optimizer.step()
+        return found | model.state_dict()
+
+    runs = {threads: [update(threads) for _ in range(2)] for threads in (1, 2)}
+    for one, two in runs.values():
+        assert one.keys() == two.keys()
+        assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+    for name, expected in runs[1][0].items():
+        if name.startswith("gradient") or "running" in name or name == "loss":
+            scale = np.abs(expected).max()
+            assert np.abs(runs[2][0][name] - expected).max() <= 1e-10 * scale, name
 
 
 def test_the_same_seed_gives_the_same_run_however_often_it_is_saved(trained, tiny, tmp_path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorlite import nn, optim
+from tensorlite import kernels, nn, optim
 
 SHAPES = {"weight": (4, 3), "bias": (3,), "scale": (), "none": (0, 2)}
 ADAM = [
@@ -102,18 +103,96 @@ def test_ten_steps_equal_torch(kind, options):
         )
 
 
+@contextlib.contextmanager
+def cut(block, threads):
+    """Blocks of so many elements, however few spread over threads."""
+    before = kernels.cpu.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optim, "_BLOCK", block)
+        patch.setattr(optim, "_GRAIN", 1)
+        kernels.cpu.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            kernels.cpu.set_num_threads(before)
+
+
 @pytest.mark.parametrize(("kind", "options"), ALL)
-def test_blocks_change_nothing(kind, options, monkeypatch):
-    results = []
-    for block in (1000, 7):
-        monkeypatch.setattr(optim, "_BLOCK", block)
-        params = make(np.float32, {"a": (5, 5), "b": (7, 3), "c": (2,)})
-        optimizer = kind(params.items(), **options)
-        for step in range(3):
-            gradients(step, params)
-            optimizer.step()
-        results.append([p.data.tobytes() for p in params.values()])
-    assert results[0] == results[1]
+def test_neither_blocks_nor_threads_change_a_bit(kind, options):
+    shapes = {"a": (5, 5), "b": (7, 3), "c": (2,), "d": (1,), "e": (40,), "f": (), "g": (3,)}
+
+    def values(threads, block, one_by_one=False):
+        params = make(np.float32, shapes) | make(np.float64, {"double": (3, 3)})
+        groups = [[name] for name in params] if one_by_one else [list(params)]
+        optimizers = [kind([(name, params[name]) for name in names], **options)
+                      for names in groups]
+        with cut(block, threads):
+            for step in range(3):
+                gradients(step, params)
+                params["acdg"[step]].grad = None  # a gap among the small ones
+                for optimizer in optimizers:
+                    optimizer.step()
+        return [p.data.tobytes() for p in params.values()]
+
+    expected = values(1, 1000, one_by_one=True)
+    for threads, block in ((1, 1000), (2, 1000), (3, 64), (2, 16), (3, 7), (2, 1)):
+        assert values(threads, block) == expected
+
+
+@given(sizes=st.lists(st.integers(0, 40), max_size=12), block=st.integers(1, 60),
+       threads=st.integers(1, 3))
+def test_the_norm_does_not_depend_on_the_threads(sizes, block, threads):
+    rng = np.random.default_rng(len(sizes))
+    params = [nn.Parameter(np.zeros(size)) for size in sizes]
+    for p in params:
+        p.grad = rng.standard_normal(p.shape)
+    norms, clipped = [], []
+    for count in (1, threads):
+        with cut(block, count):
+            norms.append(optim.grad_norm(params))
+            before = [p.grad.copy() for p in params]
+            optim.clip_grad_norm(params, 0.5)
+            clipped.append([p.grad.tobytes() for p in params])
+            for p, grad in zip(params, before, strict=True):
+                p.grad = grad
+    assert norms[0] == norms[1] and clipped[0] == clipped[1]
+    exact = math.sqrt(math.fsum(float(x) ** 2 for p in params for x in p.grad))
+    assert norms[0] == pytest.approx(exact, rel=1e-12)
+
+
+def test_what_is_remembered_lies_in_one_array_the_small_ones_side_by_side():
+    params = make(np.float32, {"a": (40, 40), "b": (3,), "c": (50, 50), "d": (2, 2)})
+    optimizer = optim.Adam(params.items())
+    places = optimizer._memory
+    assert len({id(place.array) for place in places.values()}) == 1
+    assert [places[name][1:] for name in "bdac"] == [(0, 3), (3, 7), (7, 1607), (1607, 4107)]
+    gradients(0, params)
+    calls = []
+    update = optimizer.update
+    optimizer.update = lambda value, *rest, **room: (
+        calls.append(value.size), update(value, *rest, **room)
+    )
+    with cut(1000, 1):
+        optimizer.step()
+    assert calls == [7, 1000, 600, 1000, 1000, 500]
+
+
+def test_the_arrays_of_parameters_stay_the_users():
+    params = make(np.float32)
+    held = {name: p.data for name, p in params.items()}
+    gradients(0, params)
+    optim.Adam(params.items()).step()
+    for name, p in params.items():
+        assert np.shares_memory(p.data, held[name]) or not p.data.size
+        np.testing.assert_array_equal(p.data, held[name])
+
+
+def test_gradients_that_are_not_contiguous_are_clipped_in_place():
+    p = nn.Parameter(np.zeros((2, 3)))
+    p.grad = np.full((3, 2), 2.0).T
+    held = p.grad
+    optim.clip_grad_norm([p], 1.0)
+    assert p.grad is held and optim.grad_norm([p]) == pytest.approx(1.0, rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

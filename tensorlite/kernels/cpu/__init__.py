@@ -1,19 +1,18 @@
 """The CPU kernels: NumPy arrays in, NumPy arrays out, parallel over a thread pool."""
 
-from tensorlite.kernels.contract import GradSums, Moments, NormGrad, Prologue
-from tensorlite.kernels.cpu.convolution import (
-    conv2d_forward,
-    conv2d_grad_input,
-    conv2d_grad_weight,
-)
+from tensorlite.kernels.contract import Epilogue, GradSums, Mask, Moments, NormGrad, Prologue, Term
+from tensorlite.kernels.cpu.convolution import conv2d_backward, conv2d_forward
 from tensorlite.kernels.cpu.elementwise import (
+    accumulate,
     affine,
+    column_sums,
     matmul2d,
     relu_backward,
     relu_forward,
     temporal_skip_backward,
     temporal_skip_forward,
 )
+from tensorlite.kernels.cpu.join import join_backward, join_forward
 from tensorlite.kernels.cpu.normalisation import moments, norm_backward, norm_backward_sums
 from tensorlite.kernels.cpu.pooling import (
     avg_pool2d_backward,
@@ -27,21 +26,27 @@ from tensorlite.kernels.cpu.recurrence import gru_backward, gru_forward
 from tensorlite.kernels.cpu.threads import get_num_threads, parallel_for, set_num_threads
 
 __all__ = [
+    "Epilogue",
     "GradSums",
+    "Mask",
     "Moments",
     "NormGrad",
     "Prologue",
+    "Term",
+    "accumulate",
     "affine",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
+    "column_sums",
+    "conv2d_backward",
     "conv2d_forward",
-    "conv2d_grad_input",
-    "conv2d_grad_weight",
     "get_num_threads",
     "global_avg_pool_backward",
     "global_avg_pool_forward",
     "gru_backward",
     "gru_forward",
+    "join_backward",
+    "join_forward",
     "matmul2d",
     "max_pool2d_backward",
     "max_pool2d_forward",

@@ -1,13 +1,14 @@
-"""Two-dimensional convolution on the CPU: forward, gradient to the input, gradient to the weights.
+"""Two-dimensional convolution on the CPU: forward, and the gradients to input and weights.
 
-All three walk the output in bands of lines. For a band the input pixels under every tap of the
-kernel are gathered into a matrix that fits the cache (`_Columns`), and one matrix product per
-band does the arithmetic: no copy of a whole layer exists. Small images share a band, so tiny
-layers are not ruled by Python's overhead. Each worker owns a contiguous run of lines.
+Three ways are chosen between: Winograd's filtering for 3x3 kernels where it wins (`winograd`), one
+walk for both gradients of a 1x1 kernel (`pointwise`), and what is here for all else. The output is
+walked in bands of lines. For a band the input pixels under every tap of the kernel are gathered
+into a matrix that fits the cache (`_Columns`), and one matrix product per band does the arithmetic:
+no copy of a whole layer exists. Small images share a band, so tiny layers are not ruled by Python's
+overhead. Each worker owns a contiguous run of lines, or of output channels where pixels are few.
 
-A band's input may be formed while it is gathered (`_Source`: a deferred activation, or a gradient
-seen through a batch norm), and its output finished while it is in the cache (bias, statistics,
-mask), which is what fused operations use.
+A band's input may be formed while it is gathered and its output finished while it is in the cache
+(`bands`), which is what fused operations use.
 
 The gradient to the input is itself a correlation of the output's gradient: with stride s, the
 input pixels of one phase (position modulo s) see a fixed subset of the taps, and each phase is a
@@ -16,31 +17,41 @@ stride-1 correlation with that subset, flipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from tensorlite.kernels.contract import GradSums, Moments, NormGrad, Prologue
-from tensorlite.kernels.cpu.elementwise import keep_positive, rectify, wide, widen
-from tensorlite.kernels.cpu.normalisation import (
-    Tile,
-    merge_grad_sums,
-    merge_moments,
-    tile_grad_sums,
-    tile_moments,
-    wide_norm_grad,
+from tensorlite.kernels.contract import (
+    Epilogue,
+    GradSums,
+    Mask,
+    Moments,
+    NormGrad,
+    Prologue,
 )
-from tensorlite.kernels.cpu.threads import bands, parallel_for, scratch
-
-Pair = tuple[int, int]
-Band = tuple[int, int, int, int]  # first image, last image + 1, first line, last line + 1
+from tensorlite.kernels.cpu import memory, pointwise, winograd
+from tensorlite.kernels.cpu.bands import (
+    Band,
+    Finish,
+    Pair,
+    Source,
+    add_in_order,
+    band_view,
+    finish_forward,
+    finish_masked,
+)
+from tensorlite.kernels.cpu.normalisation import merge_grad_sums, merge_moments
+from tensorlite.kernels.cpu.threads import bands, get_num_threads, parallel_for, scratch
 
 # Bytes a band's matrices may take. Measured on Zen 3 (1 MB of L2, 32 MB of L3): 2 MB beats 1 MB by
 # up to 5 % on small layers, whose bands are then fewer, and equals it on large ones.
 WORKSPACE = 1 << 21
 THIN_OUTPUTS, THIN_INPUTS = 32, 4  # channels up to which a product is thin (see _Columns)
 MIN_PIXELS = 256  # fewer rows and a product spends its time reading the weights
+# Pixels a worker should have, else the workers share output channels, so many each: packing the
+# weights takes 10 % of a product of 100 rows, 2 % of one of 200 (OpenBLAS on Zen 3).
+FEW_PIXELS, MIN_OUTPUTS = 150, 64
+GRAIN_VALUES = 1 << 17  # values copied or finished, below which one thread does
 GRAIN_FLOPS = 1 << 21  # multiply-adds below which a second thread costs more than it brings
 
 
@@ -57,67 +68,6 @@ class _Window(NamedTuple):
 _POINT = _Window((1, 1), (1, 1), (0, 0), (1, 1))
 
 
-class _Source:
-    """An array (N,H,W,C) that is read in runs of lines, possibly transformed on the way."""
-
-    def __init__(
-        self,
-        array: np.ndarray,
-        prologue: Prologue | None = None,
-        norm_grad: NormGrad | None = None,
-    ) -> None:
-        self.array = array
-        self.shape = array.shape
-        self.z = None if norm_grad is None else norm_grad.z
-        self.relu = prologue is not None and prologue.relu
-        vectors: tuple[np.ndarray, ...] = ()
-        if prologue is not None:
-            vectors = (prologue.scale, prologue.shift)
-        elif norm_grad is not None:
-            vectors = (norm_grad.scale, norm_grad.slope, norm_grad.offset)
-        # Repeated along a line, so that NumPy's inner loop runs over pixels and channels.
-        self.vectors = [np.tile(np.asarray(v, array.dtype), array.shape[2]) for v in vectors]
-
-    @property
-    def plain(self) -> bool:
-        return not self.vectors
-
-    def folded(self) -> _Source:
-        """The same with all images' lines as one image, for kernels that look at one pixel."""
-        twin = object.__new__(_Source)
-        twin.__dict__.update(self.__dict__)
-        twin.array = _fold(self.array)
-        twin.shape = twin.array.shape
-        if self.z is not None:
-            twin.z = _fold(self.z)
-        return twin
-
-    def read(self, out: np.ndarray, where: tuple[slice, ...]) -> None:
-        """Fill out (images, lines, columns * C) with the pixels at where."""
-        source = self.array[where].reshape(out.shape)
-        vectors = [v[: out.shape[2]] for v in self.vectors]
-        if self.plain:
-            out[...] = source
-        elif self.z is not None:
-            wide_norm_grad(source, self.z[where].reshape(out.shape), out, *vectors)
-        else:
-            np.multiply(source, vectors[0], out=out)
-            out += vectors[1]
-            if self.relu:
-                rectify(out, out)
-
-
-def _fold(a: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(a).reshape(1, a.shape[0] * a.shape[1], *a.shape[2:])
-
-
-def _inside(first: int, count: int, size: int) -> tuple[int, int, int]:
-    """Of source positions first..first+count: how many lie before, the first and last inside."""
-    low = min(max(first, 0), size)
-    high = max(low, min(first + count, size))
-    return min(low - first, count), low, high
-
-
 class _Columns:
     """A source gathered band by band, and the two products taken of what was gathered.
 
@@ -129,14 +79,15 @@ class _Columns:
     """
 
     def __init__(
-        self, source: _Source, window: _Window, out_size: Pair, groups: int, outputs: int
+        self, source: Source, window: _Window, out_size: Pair, groups: int, outputs: int
     ) -> None:
         self.source, self.window, self.groups, self.outputs = source, window, groups, outputs
         self.width = out_size[1]
         self.dtype = source.array.dtype
         _, self.source_height, self.source_width, self.channels = source.shape
         self.span = self._reach(out_size[1], 1)
-        self.pointwise = window.kernel == (1, 1) and window.stride == (1, 1) and groups == 1
+        same = out_size == self.source.shape[1:3]
+        self.pointwise = window[:3] == _POINT[:3] and same and groups == 1
         thin = outputs <= THIN_OUTPUTS or self.channels <= THIN_INPUTS
         self.by_line = thin and groups == 1 and window.kernel[0] > 1 and window.dilation[0] == 1
         self.taps = window.kernel[0] * window.kernel[1]
@@ -164,37 +115,21 @@ class _Columns:
         window = self.window
         first = band[2] * window.stride[0] + window.offset[0]
         lines = self._reach(band[3] - band[2], 0)
-        above, top, bottom = _inside(first, lines, self.source_height)
-        before, left, right = _inside(window.offset[1], self.span, self.source_width)
-        where = (slice(band[0], band[1]), slice(top, bottom), slice(left, right))
-        whole = (bottom - top, right - left) == (lines, self.span)
-        if self.pointwise and self.source.plain and whole:
-            return self.source.array[where]
-        shape = (band[1] - band[0], lines, self.span * self.channels)
-        pixels = scratch("pixels", shape, self.dtype)
-        below = above + bottom - top
-        start, stop = before * self.channels, (before + right - left) * self.channels
-        pixels[:, :above] = 0
-        pixels[:, below:] = 0
-        pixels[:, above:below, :start] = 0
-        pixels[:, above:below, stop:] = 0
-        if bottom > top and right > left:
-            self.source.read(pixels[:, above:below, start:stop], where)
-        return pixels.reshape(*shape[:2], self.span, self.channels)
+        return self.source.padded(band[:2], (first, lines), (window.offset[1], self.span))
 
-    def matrix(self, band: Band) -> np.ndarray:
-        """The gathered band, (groups, pixels, taps * channels)."""
+    def matrix(self, band: Band, out: np.ndarray | None = None) -> np.ndarray:
+        """The gathered band, (groups, pixels, taps * channels), in `out` if that is given."""
+        if self.pointwise:
+            return self.source.rows(band, "pixels")[None]
         pixels = self._pixels(band)
         images, lines = band[1] - band[0], band[3] - band[2]
         count = images * lines * self.width
-        if self.pointwise:
-            return np.ascontiguousarray(pixels).reshape(1, count, self.channels)
         (kh, kw), (sh, sw), _, (dh, dw) = self.window
         channels = self.channels // self.groups
         a, b, c, d = pixels.strides
         shape = (self.groups, images, lines, self.width, kh, kw, channels)
         strides = (channels * d, a, b * sh, c * sw, b * dh, c * dw, d)
-        gathered = scratch("columns", shape, self.dtype)
+        gathered = scratch("columns", shape, self.dtype) if out is None else out.reshape(shape)
         gathered[...] = np.ndarray(shape, self.dtype, pixels, 0, strides)
         return gathered.reshape(self.groups, count, self.taps * channels)
 
@@ -258,15 +193,6 @@ def _by_group(rows: np.ndarray, groups: int) -> np.ndarray:
     return rows.reshape(len(rows), groups, rows.shape[1] // groups).transpose(1, 0, 2)
 
 
-def _band_view(a: np.ndarray, band: Band) -> np.ndarray:
-    return a[band[0] : band[1], band[2] : band[3]]
-
-
-def _band_rows(a: np.ndarray, band: Band) -> np.ndarray:
-    """A band of a as contiguous (pixels, C): a view of a contiguous array, else a copy."""
-    return np.ascontiguousarray(_band_view(a, band)).reshape(-1, a.shape[3])
-
-
 def _group_matrices(weight: np.ndarray, groups: int) -> np.ndarray:
     """(kh, kw, C, groups * D) -> (groups, kh * kw * C, D)."""
     matrix = weight.reshape(-1, groups, weight.shape[3] // groups)
@@ -280,16 +206,18 @@ class _Job(NamedTuple):
     what it returns is handed to the caller.
     """
 
-    source: _Source
+    source: Source
     matrices: np.ndarray
     out: np.ndarray
     window: _Window
-    finish: Callable[[np.ndarray, Band], list] | None
+    finish: Finish | None
 
 
 def _correlate(jobs: list[_Job]) -> list:
     """Do the jobs, each worker its share of every one; join what finish returned, in order."""
     jobs = [job for job in jobs if job.out.size]
+    if len(jobs) == 1 and _has_few_pixels(jobs[0]):
+        return _correlate_channels(jobs[0])
     lines = [job.out.shape[0] * job.out.shape[1] for job in jobs]
     most = max(lines, default=0)
 
@@ -300,7 +228,7 @@ def _correlate(jobs: list[_Job]) -> list:
         direct = job.out.flags.c_contiguous
         left: list = []
         for band in bands(start, stop, height, columns.limit()):
-            view = _band_view(job.out, band)
+            view = band_view(job.out, band)
             shape = (view.size // channels, channels)
             rows = view.reshape(shape) if direct else scratch("rows", shape, view.dtype)
             columns.times(job.matrices, band, rows)
@@ -322,9 +250,53 @@ def _correlate(jobs: list[_Job]) -> list:
     return [item for part in parts for item in part]
 
 
-def _is_pointwise(window: _Window, source: _Source, out: np.ndarray) -> bool:
-    """Every output pixel sees the source pixel at its own place and nothing else."""
-    return window[:3] == _POINT[:3] and source.shape[:3] == out.shape[:3] and out.flags.c_contiguous
+def _correlate_channels(job: _Job) -> list:
+    """Do a job of few pixels with the output's channels, not its lines, shared by the workers."""
+    count, height, width, outputs = job.out.shape
+    columns = _Columns(job.source, job.window, (height, width), 1, outputs)
+    weights = job.matrices[0]
+    rows = job.out.reshape(-1, outputs)
+    if columns.pointwise:
+        matrix = columns.matrix((0, count, 0, height))[0]
+    else:
+        matrix = memory.empty((len(rows), len(weights)), rows.dtype)
+
+        def gather(start: int, stop: int, worker: int) -> None:
+            for band in bands(start, stop, height, columns.limit()):
+                first, last = band[0] * height + band[2], (band[1] - 1) * height + band[3]
+                columns.matrix(band, matrix[first * width : last * width])
+
+        parallel_for(count * height, gather, grain=1 + GRAIN_VALUES // (width * len(weights)))
+
+    def multiply(start: int, stop: int, worker: int) -> None:
+        np.matmul(matrix, weights[:, start:stop], out=rows[:, start:stop])
+
+    parallel_for(outputs, multiply, grain=MIN_OUTPUTS)
+    if job.finish is None:
+        return []
+    finish = job.finish
+
+    def body(start: int, stop: int, worker: int) -> list:
+        left: list = []
+        for band in bands(start, stop, height, count * height):
+            first, last = band[0] * height + band[2], (band[1] - 1) * height + band[3]
+            left += finish(rows[first * width : last * width], band)
+        return left
+
+    parts = parallel_for(count * height, body, grain=1 + GRAIN_VALUES // (width * outputs))
+    return [item for part in parts for item in part]
+
+
+def _has_few_pixels(job: _Job) -> bool:
+    """Whether sharing a job's lines would leave each worker a product of too few rows."""
+    count, height, width, outputs = job.out.shape
+    return (
+        count * height * width < FEW_PIXELS * get_num_threads()
+        and outputs >= 2 * MIN_OUTPUTS
+        and len(job.matrices) == 1
+        and job.source.shape[3] > THIN_INPUTS
+        and job.out.flags.c_contiguous
+    )
 
 
 def _thin(x: np.ndarray, stride: Pair, out_size: Pair) -> np.ndarray:
@@ -342,6 +314,24 @@ def _output_size(
     return height, width
 
 
+def _is_winograd(
+    x: np.ndarray,
+    weight: np.ndarray,
+    size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> bool:
+    """Whether Winograd's filtering can do a convolution with outputs of `size`, and is quicker."""
+    return (
+        weight.shape[:2] == (3, 3)
+        and (stride, dilation, groups) == ((1, 1), (1, 1), 1)
+        and max(padding) <= 2
+        and winograd.wins(len(x), size, x.shape[3], weight.shape[3])
+    )
+
+
 def conv2d_forward(
     x: np.ndarray,
     weight: np.ndarray,
@@ -353,32 +343,27 @@ def conv2d_forward(
     groups: int = 1,
     prologue: Prologue | None = None,
     statistics: bool = False,
+    epilogue: Epilogue | None = None,
 ) -> tuple[np.ndarray, Moments | None]:
     """Cross-correlation y[o] = sum_t x[o*stride + t*dilation - padding] w[t] + bias.
 
     x (N,H,W,Cin), weight (kh,kw,Cin/groups,Cout) -> y (N,OH,OW,Cout). A prologue is applied to x
-    as it is read; padding is zeros after it. With statistics, the moments of y come along.
+    as it is read; padding is zeros after it. With statistics, the moments of y come along; an
+    epilogue is applied to y after them.
     """
     kernel: Pair = weight.shape[:2]
     size = _output_size(x.shape, kernel, stride, padding, dilation)
-    y = np.empty((len(x), *size, weight.shape[3]), x.dtype)
+    y = memory.empty((len(x), *size, weight.shape[3]), x.dtype)
+    finish = finish_forward(bias, statistics, epilogue, y.dtype)
+    if _is_winograd(x, weight, size, stride, padding, dilation, groups):
+        tiles = winograd.forward(Source(x, prologue=prologue), weight, y, padding, finish)
+        return y, merge_moments(tiles, y.shape[3], y.dtype) if statistics else None
     if kernel == (1, 1) and padding == (0, 0):
         x, stride = _thin(x, stride, size), (1, 1)
+    source = Source(x, prologue=prologue)
     window = _Window(kernel, stride, (-padding[0], -padding[1]), dilation)
-    source, out = _Source(x, prologue=prologue), y
-    if _is_pointwise(window, source, y):
-        source, out = source.folded(), _fold(y)
-    wide_bias = None if bias is None else widen(bias, y.dtype)
-
-    def finish(rows: np.ndarray, band: Band) -> list[Tile]:
-        if wide_bias is not None:
-            for (view,) in wide(rows):
-                view += wide_bias[: view.shape[1]]
-        return [tile_moments(rows)] if statistics else []
-
-    wanted = bias is not None or statistics
     matrices = _group_matrices(weight, groups)
-    tiles = _correlate([_Job(source, matrices, out, window, finish if wanted else None)])
+    tiles = _correlate([_Job(source, matrices, y, window, finish)])
     return y, merge_moments(tiles, y.shape[3], y.dtype) if statistics else None
 
 
@@ -415,10 +400,15 @@ def _transposed(weight: np.ndarray, rows: list[int], columns: list[int], groups:
     kh, kw, channels, total = weight.shape
     outer = total // groups
     parts = weight.reshape(kh, kw, channels, groups, outer)
-    matrices = np.empty((groups, channels, len(rows), len(columns), outer), weight.dtype)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            matrices[:, :, i, j] = parts[row, column].transpose(1, 0, 2)
+    matrices = memory.empty((groups, channels, len(rows), len(columns), outer), weight.dtype)
+
+    def copy(start: int, stop: int, worker: int) -> None:
+        for i, row in enumerate(rows):
+            for j, column in enumerate(columns):
+                taken = parts[row, column, start:stop]
+                matrices[:, start:stop, i, j] = taken.transpose(1, 0, 2)
+
+    parallel_for(channels, copy, grain=1 + GRAIN_VALUES // (len(rows) * len(columns) * total))
     return matrices.reshape(groups, channels, -1).transpose(0, 2, 1)
 
 
@@ -432,36 +422,18 @@ def conv2d_grad_input(
     dilation: Pair,
     groups: int,
     norm_grad: NormGrad | None = None,
-    mask: tuple[np.ndarray, Prologue, np.ndarray] | None = None,
+    mask: Mask | None = None,
 ) -> tuple[np.ndarray, GradSums | None]:
     """Gradient to the input, dx[i] = sum of grad[o] w[t] over o*stride + t*dilation - padding = i.
 
     With norm_grad, grad is the gradient above a batch norm, and what passes through the norm is
-    formed as it is read. mask = (z, prologue, mean) says that the input was that activation of z:
-    dx is then zeroed where the activation was cut by its relu, and the sums of dx and of
-    dx * (z - mean) come along.
+    formed as it is read. A mask says that the input was an activation of mask.z: dx is then zeroed
+    where the activation was cut by its relu, and the sums of dx and of dx * (z - mean) come along.
     """
-    dx = np.empty(input_shape, grad.dtype)
+    dx = memory.empty(input_shape, grad.dtype)
     channels = input_shape[3]
-    source = _Source(grad, norm_grad=norm_grad)
+    source = Source(grad, norm_grad=norm_grad)
     jobs = []
-    if mask is not None:
-        z, activation, mean = mask
-        vectors = [widen(v, grad.dtype) for v in (activation.scale, activation.shift, mean)]
-
-    def masked(z: np.ndarray) -> Callable[[np.ndarray, Band], list]:
-        def finish(rows: np.ndarray, band: Band) -> list[tuple[np.ndarray, np.ndarray]]:
-            values = _band_rows(z, band)
-            if activation.relu:
-                for out, value in wide(rows, values):
-                    t = scratch("activation", value.shape, value.dtype)
-                    np.multiply(value, vectors[0][: t.shape[1]], out=t)
-                    t += vectors[1][: t.shape[1]]
-                    keep_positive(out, t)
-            return [tile_grad_sums(rows, values, vectors[2])]
-
-        return finish
-
     vertical, horizontal = (
         _phases(input_shape[1 + i], weight.shape[i], stride[i], padding[i], dilation[i])
         for i in range(2)
@@ -477,12 +449,8 @@ def conv2d_grad_input(
                 (len(v.taps), len(h.taps)), (1, 1), (v.offset, h.offset), (v.dilation, h.dilation)
             )
             matrices = _transposed(weight, v.taps, h.taps, groups)
-            reader, values = source, None if mask is None else z[part]
-            if _is_pointwise(window, source, out):
-                reader, out = source.folded(), _fold(out)
-                values = None if values is None else _fold(values)
-            finish = None if values is None else masked(values)
-            jobs.append(_Job(reader, matrices, out, window, finish))
+            finish = None if mask is None else finish_masked(mask.z[part], mask, grad.dtype)
+            jobs.append(_Job(source, matrices, out, window, finish))
     sums = _correlate(jobs)
     return dx, None if mask is None else merge_grad_sums(sums, channels, grad.dtype)
 
@@ -508,33 +476,90 @@ def conv2d_grad_weight(
     if kernel == (1, 1) and padding == (0, 0):
         x, stride = _thin(x, stride, grad.shape[1:3]), (1, 1)
     window = _Window(kernel, stride, (-padding[0], -padding[1]), dilation)
-    source, above = _Source(x, prologue=prologue), _Source(grad, norm_grad=norm_grad)
-    if _is_pointwise(window, source, grad):
-        source, above = source.folded(), above.folded()
+    source, above = Source(x, prologue=prologue), Source(grad, norm_grad=norm_grad)
     count, height, width, channels_out = above.shape
     columns = _Columns(source, window, (height, width), groups, channels_out)
-    gradients = _Columns(above, _POINT, (height, width), 1, channels_out)
     inner, outer = columns.taps * x.shape[3] // groups, channels_out // groups
     limit = columns.limit()
 
     def body(start: int, stop: int, worker: int) -> np.ndarray:
-        total = np.zeros((groups, inner, outer), grad.dtype)
-        product = scratch("product", total.shape, total.dtype)
+        product = total = memory.empty((groups, inner, outer), grad.dtype)
         for band in bands(start, stop, height, limit):
-            rows = gradients.matrix(band)[0]
-            if not above.plain:  # rows lie in the scratch that the columns will gather through
-                kept = scratch("gradients", rows.shape, rows.dtype)
-                kept[...] = rows
-                rows = kept
+            rows = above.rows(band, "gradients")
             columns.transposed_times(rows, band, product)
-            total += product
+            if product is not total:
+                total += product
+            product = scratch("product", total.shape, total.dtype)
         return total
 
     work = width * inner * channels_out
     parts = parallel_for(count * height, body, grain=1 + GRAIN_FLOPS // max(1, work))
-    total = np.zeros((groups, inner, outer), grad.dtype)
-    for part in parts:
-        total += part
+    total = add_in_order(parts, (groups, inner, outer), grad.dtype)
     return np.ascontiguousarray(total.transpose(1, 0, 2)).reshape(
         *kernel, x.shape[3] // groups, channels_out
     )
+
+
+def conv2d_backward(
+    x: np.ndarray,
+    grad: np.ndarray,
+    weight: np.ndarray,
+    *,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    needs: tuple[bool, bool] = (True, True),
+    prologue: Prologue | None = None,
+    norm_grad: NormGrad | None = None,
+    mask: Mask | None = None,
+) -> tuple[np.ndarray | None, GradSums | None, np.ndarray | None]:
+    """Gradients to input and weights: dx, its sums where a mask asks for them, and dw.
+
+    needs says which of dx and dw are wanted; the others are None. x is seen through its prologue
+    and grad through norm_grad; see `conv2d_grad_input` for the mask.
+    """
+    dx = sums = dw = None
+    filtered = _is_winograd(x, weight, grad.shape[1:3], stride, padding, dilation, groups)
+    if filtered or weight.shape[:2] == (1, 1) and padding == (0, 0) and groups == 1:
+        above = Source(grad, norm_grad=norm_grad)
+        dx = memory.empty(x.shape, grad.dtype) if needs[0] else None
+        seen = x if filtered else _thin(x, stride, grad.shape[1:3])
+        source = Source(seen, prologue=prologue) if needs[1] else None
+        finish = None
+        if mask is not None:
+            z = mask.z if filtered else _thin(mask.z, stride, grad.shape[1:3])
+            finish = finish_masked(z, mask, grad.dtype)
+        if filtered:
+            tiles, dw = winograd.backward(source, above, weight, dx, padding, finish)
+        else:
+            tiles, dw = pointwise.backward(source, above, weight[0, 0], dx, stride, finish)
+            dw = None if dw is None else dw.reshape(weight.shape)
+        if mask is not None and needs[0]:
+            sums = merge_grad_sums(tiles, x.shape[3], grad.dtype)
+        return dx, sums, dw
+    if needs[0]:
+        dx, sums = conv2d_grad_input(
+            grad,
+            weight,
+            x.shape,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            norm_grad=norm_grad,
+            mask=mask,
+        )
+    if needs[1]:
+        dw = conv2d_grad_weight(
+            x,
+            grad,
+            weight.shape[:2],
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            prologue=prologue,
+            norm_grad=norm_grad,
+        )
+    return dx, sums, dw

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from tensorlite.kernels.cpu.threads import parallel_for
+from tensorlite.kernels.cpu.memory import empty, empty_like, zeros
+from tensorlite.kernels.cpu.threads import parallel_for, scratch
 
 # Elements of one array worked on at a time. Measured on Zen 3: 1 << 18 beats 1 << 16, which fits
 # the inner cache better but calls NumPy, and hands the GIL to and fro, four times as often.
@@ -88,15 +89,24 @@ def for_chunks(rows: int, row_size: int, body: Callable[[int, int], None]) -> No
     parallel_for(rows, run, grain=max(1, GRAIN // max(1, row_size)))
 
 
-def keep_positive(grad: np.ndarray, value: np.ndarray) -> None:
-    """Set grad to zero, in place, where value is not above zero."""
-    np.multiply(grad, np.greater(value, 0), out=grad)
+def keep_positive(grad: np.ndarray, value: np.ndarray, out: np.ndarray) -> None:
+    """out = grad where value > 0, else 0.
+
+    By masking bits, because an infinite gradient times zero would be NaN, and np.where or a masked
+    copy take ten times as long. The last axis of grad and out is contiguous.
+    """
+    above = np.greater(value, 0, out=scratch("above", value.shape, np.bool_)).view(np.int8)
+    np.negative(above, out=above)
+    bits = np.dtype(f"i{grad.itemsize}")
+    mask = scratch("mask", value.shape, bits)
+    mask[...] = above
+    np.bitwise_and(grad.view(bits), mask, out=out.view(bits))
 
 
 def affine(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = False) -> np.ndarray:
     """x * scale + shift per channel, then relu if asked. x (..., C); scale, shift (C,)."""
     rows = rows_of(x)
-    y = np.empty_like(rows)
+    y = empty_like(rows)
     scale, shift = widen(scale, x.dtype), widen(shift, x.dtype)
 
     def body(start: int, stop: int) -> None:
@@ -113,7 +123,7 @@ def affine(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = Fal
 def relu_forward(x: np.ndarray) -> np.ndarray:
     """max(x, 0); NaN stays NaN."""
     flat = np.ascontiguousarray(x).reshape(-1)
-    y = np.empty_like(flat)
+    y = empty_like(flat)
     for_chunks(flat.size, 1, lambda a, b: rectify(flat[a:b], y[a:b]))
     return y.reshape(x.shape)
 
@@ -121,10 +131,10 @@ def relu_forward(x: np.ndarray) -> np.ndarray:
 def relu_backward(grad: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Gradient of relu from its output y: grad where y > 0, else 0."""
     flat, value = np.ascontiguousarray(grad).reshape(-1), np.ascontiguousarray(y).reshape(-1)
-    dx = np.empty_like(flat)
+    dx = empty_like(flat)
 
     def body(start: int, stop: int) -> None:
-        np.multiply(flat[start:stop], np.greater(value[start:stop], 0), out=dx[start:stop])
+        keep_positive(flat[start:stop], value[start:stop], dx[start:stop])
 
     for_chunks(flat.size, 1, body)
     return dx.reshape(grad.shape)
@@ -143,7 +153,7 @@ def matmul2d(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.
     a, b = blas_operand(a), blas_operand(b)
     rows, inner, columns = a.shape[0], a.shape[1], b.shape[1]
     if out is None:
-        out = np.empty((rows, columns), np.result_type(a, b))
+        out = empty((rows, columns), np.result_type(a, b))
     if rows >= columns:
         grain = 1 + (1 << 18) // max(1, inner * columns)
         parallel_for(rows, lambda i, j, _: np.matmul(a[i:j], b, out=out[i:j]), grain)
@@ -151,6 +161,25 @@ def matmul2d(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.
         grain = 1 + (1 << 18) // max(1, inner * rows)
         parallel_for(columns, lambda i, j, _: np.matmul(a, b[:, i:j], out=out[:, i:j]), grain)
     return out
+
+
+def accumulate(total: np.ndarray, piece: np.ndarray) -> None:
+    """total += piece, in place; both of one shape."""
+    if not (total.flags.c_contiguous and piece.flags.c_contiguous):
+        total += piece
+        return
+    flat, more = total.reshape(-1), piece.reshape(-1)
+
+    def body(start: int, stop: int) -> None:
+        flat[start:stop] += more[start:stop]
+
+    for_chunks(flat.size, 1, body)
+
+
+def _copy(a: np.ndarray) -> np.ndarray:
+    copy = empty_like(a)
+    copy[...] = a
+    return copy
 
 
 def _live(frames: int, y_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -168,7 +197,7 @@ def temporal_skip_forward(y: np.ndarray, x: np.ndarray, frames: int) -> np.ndarr
     y and x are folded chunk batches (B*T, ...). y may hold frames 2..T only, its first having
     been dropped, or x frames 1..T-1; which follows from their lengths.
     """
-    out = np.array(y, order="C")
+    out = _copy(y)
     if frames == 1 or not out.size:
         return out
     y_frames, x_frames = _live(frames, y.shape, x.shape)
@@ -186,8 +215,7 @@ def temporal_skip_backward(
     grad: np.ndarray, y_shape: tuple[int, ...], x_shape: tuple[int, ...], frames: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Gradients (dy, dx) of the temporal skip: dy = grad, dx_{t-1} = grad_t, zero at frame T."""
-    dy = np.array(grad, order="C")
-    dx = np.zeros(x_shape, grad.dtype)
+    dy, dx = _copy(grad), zeros(x_shape, grad.dtype)
     if frames == 1 or not grad.size:
         return dy, dx
     y_frames, x_frames = _live(frames, y_shape, x_shape)

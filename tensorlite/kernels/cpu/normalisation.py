@@ -19,6 +19,7 @@ from tensorlite.kernels.cpu.elementwise import (
     wide,
     widen,
 )
+from tensorlite.kernels.cpu.memory import empty_like
 from tensorlite.kernels.cpu.threads import parallel_for, scratch
 
 Tile = tuple[int, np.ndarray, np.ndarray]  # count, mean, m2
@@ -107,7 +108,7 @@ def norm_backward(
 ) -> np.ndarray:
     """dx = scale*grad + slope*x + offset per channel: a batch norm's backward, given its sums."""
     grads, rows = rows_of(grad), rows_of(x)
-    dx = np.empty_like(rows)
+    dx = empty_like(rows)
     vectors = [widen(v, x.dtype) for v in (scale, slope, offset)]
 
     def body(start: int, stop: int) -> None:

@@ -1,22 +1,40 @@
 """Maximum, average and global average pooling on the CPU.
 
-Bands of output lines that fit the cache are built tap by tap of the window, each tap being one
-strided view of the input; the cells of a window that lie in the padding are left out by clipping
-the ranges, so no padded copy exists.
+Windows are separable: a maximum over lines, then one over columns, takes 3 + 3 cells of a 3x3
+window in place of 9. The gradient goes back the same way, from a window to the first of its lines
+that holds the maximum and from there to the first such cell, so that no index of it is stored.
+Cells of a window that lie in the padding are left out by clipping ranges; no padded copy exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from tensorlite.kernels.cpu.elementwise import CHUNK, GRAIN, constant
+from tensorlite.kernels.contract import GradSums, Mask, Prologue
+from tensorlite.kernels.cpu.elementwise import (
+    CHUNK,
+    GRAIN,
+    constant,
+    keep_positive,
+    rectify,
+    wide,
+    widen,
+)
+from tensorlite.kernels.cpu.memory import empty, zeros
+from tensorlite.kernels.cpu.normalisation import (
+    merge_grad_sums,
+    norm_backward_sums,
+    tile_grad_sums,
+)
 from tensorlite.kernels.cpu.threads import bands, parallel_for, scratch
 
 Pair = tuple[int, int]
 Band = tuple[int, int, int, int]  # first image, last image + 1, first line, last line + 1
 Where = tuple[slice, slice, slice]  # images, lines, columns
+Views = list[tuple[slice, np.ndarray]]  # for each window cell: the outputs it serves, its values
 
 
 def _output_size(shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> Pair:
@@ -31,6 +49,237 @@ def _clip(first: int, last: int, size: int, tap: int, stride: int, pad: int) -> 
     begin = low * stride - pad + tap
     end = begin + (high - low - 1) * stride + 1 if high > low else begin
     return slice(low - first, high - first), slice(begin, end, stride)
+
+
+def _largest(views: Views, axis: int, out: np.ndarray) -> None:
+    """out = the maximum over window cells along `axis`."""
+    size, lead = out.shape[axis], (slice(None),) * axis
+    views = sorted(views, key=lambda view: view[0].start - view[0].stop)  # the longest first
+    whole = [cell for served, cell in views[:2] if served.stop - served.start == size]
+    if len(whole) == 2:
+        np.maximum(whole[0], whole[1], out=out)
+    else:
+        out[...] = whole[0] if whole else -np.inf
+    for served, cell in views[len(whole) :]:
+        part = out[(*lead, served)]
+        np.maximum(part, cell, out=part)
+
+
+def _sign(scale: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """The signs of scale, None where all are positive."""
+    return None if (scale > 0).all() else np.sign(scale).astype(dtype)
+
+
+def max_pool2d_forward(
+    x: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, prologue: Prologue | None = None
+) -> np.ndarray:
+    """Maximum over windows of x, or of its activation. x (N,H,W,C) -> (N,OH,OW,C).
+
+    Padding never wins; NaN wins over numbers.
+    """
+    (count, lines, columns, channels), dtype = x.shape, x.dtype
+    height, width = _output_size(x.shape, kernel, stride, padding)
+    y = empty((count, height, width, channels), dtype)
+    sign = None
+    if prologue is not None:
+        # x * scale + shift, rounded as it is, rises with x * sign(scale), and relu rises: applied
+        # to the maximum they give the maximum of what they would have given.
+        sign = _sign(prologue.scale, dtype)
+        scale, shift = widen(abs(prologue.scale), dtype), widen(prologue.shift, dtype)
+    limit = max(1, CHUNK // max(1, stride[0] * columns * channels))
+
+    def body(start: int, stop: int, worker: int) -> None:
+        for first_image, last_image, first, last in bands(start, stop, height, limit):
+            images, out = x[first_image:last_image], y[first_image:last_image, first:last]
+            low = max(0, first * stride[0] - padding[0])
+            source = images[:, low : (last - 1) * stride[0] - padding[0] + kernel[0]]
+            if sign is not None:
+                product = scratch("pool signed", source.shape, dtype)
+                source = np.multiply(source, sign, out=product)
+            rows: Views = []
+            for tap in range(kernel[0]):
+                served, cells = _clip(first, last, lines, tap, stride[0], padding[0])
+                cells = slice(cells.start - low, cells.stop - low, cells.step)
+                rows.append((served, source[:, cells]))
+            over_lines = scratch("pool lines", (*out.shape[:2], columns, channels), dtype)
+            _largest(rows, 1, over_lines)
+            sides: Views = []
+            for tap in range(kernel[1]):
+                served, cells = _clip(0, width, columns, tap, stride[1], padding[1])
+                sides.append((served, over_lines[:, :, cells]))
+            _largest(sides, 2, out)
+            if prologue is not None:
+                for (view,) in wide(out.reshape(-1, channels)):
+                    view *= scale[: view.shape[1]]
+                    view += shift[: view.shape[1]]
+                    if prologue.relu:
+                        rectify(view, view)
+
+    parallel_for(count * height, body, grain=1 + GRAIN // max(1, width * channels))
+    return y
+
+
+class _Axis(NamedTuple):
+    """How windows lie along an axis of `size` cells.
+
+    Cells a multiple of the stride apart make a phase. Phase by phase, padding included, what the
+    windows see as their cell `tap` lies side by side, which strided views do not.
+    """
+
+    size: int
+    windows: int
+    kernel: int
+    stride: int
+    padding: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many cells of each phase the windows see."""
+        phases = range(min(self.kernel, self.stride))
+        return [self.windows + (self.kernel - 1 - phase) // self.stride for phase in phases]
+
+    def inside(self, phase: int) -> tuple[slice, slice]:
+        """The cells of a phase that are not padding, and their places in the input."""
+        return _clip(0, self.lengths[phase], self.size, phase, self.stride, self.padding)
+
+    def served(self, tap: int) -> slice:
+        """The windows whose cell `tap` is not padding."""
+        return _clip(0, self.windows, self.size, tap, self.stride, self.padding)[0]
+
+    def seen(self, tap: int, phases: list[np.ndarray], dimension: int) -> np.ndarray:
+        """What the windows see as their cell `tap`."""
+        phase, first = tap % self.stride, tap // self.stride
+        return phases[phase][(slice(None),) * dimension + (slice(first, first + self.windows),)]
+
+    def largest(self, phases: list[np.ndarray], dimension: int, out: np.ndarray) -> None:
+        """out = the maximum of each window; padding is -inf."""
+        every = slice(0, self.windows)
+        cells = [(every, self.seen(tap, phases, dimension)) for tap in range(self.kernel)]
+        _largest(cells, dimension, out)
+
+    def covers(self) -> bool:
+        """Whether a window sees each cell of the input."""
+        end = (self.windows - 1) * self.stride - self.padding + self.kernel
+        return self.kernel >= self.stride and end >= self.size
+
+    def share(
+        self,
+        rest: np.ndarray,
+        best: np.ndarray,
+        phases: list[np.ndarray],
+        shares: list[np.ndarray],
+        dimension: int,
+    ) -> None:
+        """Hand each window's `rest` to the first of its cells that equals `best`; NaN equals NaN.
+
+        What overlapping windows hand over adds up in `shares`; rest is used up. The selection
+        multiplies the bits of numbers by 0 or 1, because infinity times 0.0 would be NaN.
+        """
+        lead, bits = (slice(None),) * dimension, np.dtype(f"i{rest.itemsize}")
+        equal = scratch("pool equal", rest.shape, np.bool_)
+        missing = np.isnan(best, out=equal).any()
+        for tap in range(self.kernel):
+            first = tap < self.stride  # of its phase
+            share, part = self.seen(tap, shares, dimension), rest
+            if tap < self.kernel - 1:  # the last cell gets what no other took
+                part = share if first else scratch("pool part", rest.shape, rest.dtype)
+                cell, served = self.seen(tap, phases, dimension), self.served(tap)
+                np.equal(cell, best, out=equal)
+                if missing:
+                    equal |= np.isnan(cell)
+                equal[(*lead, slice(served.start))] = False
+                equal[(*lead, slice(served.stop, None))] = False
+                np.multiply(rest.view(bits), equal, out=part.view(bits))
+                np.bitwise_xor(rest.view(bits), part.view(bits), out=rest.view(bits))
+            if first:
+                share[...] = part
+                shares[tap][(*lead, slice(self.windows, None))] = 0
+            else:
+                share += part
+
+
+def max_pool2d_backward(
+    grad: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    mask: Mask | None = None,
+) -> tuple[np.ndarray, GradSums | None]:
+    """Gradient of max pooling: each window's gradient goes to the first cell that holds its y.
+
+    With a mask, x is the mask's z and y the maximum of its activation; the gradient is that of the
+    activation's norm, zero where relu cut, and its sums are returned. Of cells that only the
+    rounding of the activation makes equal, the one that was largest before it gets the gradient.
+    """
+    channels, dtype = x.shape[3], x.dtype
+    rows, columns = (
+        _Axis(x.shape[1 + i], y.shape[1 + i], kernel[i], stride[i], padding[i]) for i in range(2)
+    )
+    dx = empty(x.shape, dtype)
+    sign = None
+    if mask is not None:
+        sign = _sign(mask.activation.scale, dtype)
+        centre = widen(mask.mean if sign is None else sign * mask.mean, dtype)
+
+    def arrays(name: str, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+        return [
+            scratch(f"pool {name} {i}", (*shape, channels), dtype) for i, shape in enumerate(shapes)
+        ]
+
+    def images(first: int, last: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Write dx of some images; their sums if there is a mask."""
+        n, window = last - first, (last - first, rows.windows, columns.windows)
+        cells = [
+            arrays(f"cells {i}", *((n, height, width) for width in columns.lengths))
+            for i, height in enumerate(rows.lengths)
+        ]
+        widest = arrays("widest", *((n, height, columns.windows) for height in rows.lengths))
+        for i, row in enumerate(cells):
+            for j, cell in enumerate(row):
+                (lines, from_lines), (sides, from_sides) = rows.inside(i), columns.inside(j)
+                source, inner = x[first:last, from_lines, from_sides], cell[:, lines, sides]
+                if sign is None:
+                    inner[...] = source
+                else:
+                    np.multiply(source, sign, out=inner)
+                cell[:, : lines.start] = cell[:, lines.stop :] = -np.inf
+                cell[:, :, : sides.start] = cell[:, :, sides.stop :] = -np.inf
+            columns.largest(row, 2, widest[i])
+        (rest,), best, sums = arrays("rest", window), y[first:last], None
+        rest[...] = grad[first:last]
+        if mask is not None:
+            (best,) = arrays("best", window)
+            rows.largest(widest, 1, best)
+            if mask.activation.relu:
+                keep_positive(rest, y[first:last], rest)
+            sums = tile_grad_sums(rest.reshape(-1, channels), best.reshape(-1, channels), centre)
+        to_lines = arrays("to lines", *(line.shape[:3] for line in widest))
+        rows.share(rest, best, widest, to_lines, 1)
+        if not (rows.covers() and columns.covers()):
+            dx[first:last] = 0
+        for i, row in enumerate(cells):
+            to_cells = arrays("to cells", *(cell.shape[:3] for cell in row))
+            columns.share(to_lines[i], widest[i], row, to_cells, 2)
+            for j, share in enumerate(to_cells):
+                (lines, to), (sides, into) = rows.inside(i), columns.inside(j)
+                dx[first:last, to, into] = share[:, lines, sides]
+        return sums
+
+    step = max(1, CHUNK // max(1, rows.size * columns.size * channels))
+
+    def body(start: int, stop: int, worker: int) -> list[tuple[np.ndarray, np.ndarray] | None]:
+        return [images(at, min(at + step, stop)) for at in range(start, stop, step)]
+
+    parts = parallel_for(len(x), body)
+    if mask is None:
+        return dx, None
+    if sign is not None and not sign.all():  # a scale of zero has lost which value won
+        return dx, norm_backward_sums(dx, x, mask.mean)
+    tiles = [tile for part in parts for tile in part if tile is not None]
+    sums = merge_grad_sums(tiles, channels, dtype)
+    return dx, sums if sign is None else GradSums(sums.grad, sums.grad_centred * sign)
 
 
 def _taps(
@@ -53,56 +302,6 @@ def _taps(
     return pairs
 
 
-def _first_tap(size: int, kernel: int, stride: int, pad: int) -> np.ndarray:
-    """First window cell of each output that is not padding, along one axis."""
-    return np.minimum(np.maximum(pad - stride * np.arange(size), 0), kernel - 1)
-
-
-def max_pool2d_forward(
-    x: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
-) -> tuple[np.ndarray, np.ndarray]:
-    """Maximum over windows. x (N,H,W,C) -> (y, argmax), both (N,OH,OW,C).
-
-    argmax is the cell's place in its window, row by row. Padding never wins; of equal values the
-    first wins; NaN wins over numbers.
-    """
-    count, channels = x.shape[0], x.shape[3]
-    height, width = _output_size(x.shape, kernel, stride, padding)
-    y = np.empty((count, height, width, channels), x.dtype)
-    argmax = np.empty(y.shape, np.min_scalar_type(kernel[0] * kernel[1] - 1))
-    start_tap = (
-        _first_tap(height, kernel[0], stride[0], padding[0])[:, None] * kernel[1]
-        + _first_tap(width, kernel[1], stride[1], padding[1])[None, :]
-    ).astype(argmax.dtype)[None, :, :, None]
-    limit = max(1, CHUNK // 8 // max(1, width * channels))
-
-    def body(start: int, stop: int, worker: int) -> None:
-        for band in bands(start, stop, height, limit):
-            best, where = (a[band[0] : band[1], band[2] : band[3]] for a in (y, argmax))
-            best[...] = -np.inf
-            where[...] = start_tap[:, band[2] : band[3]]
-            candidate = scratch("pool", best.shape, best.dtype)
-            better = scratch("pool better", best.shape, np.bool_)
-            missing = scratch("pool missing", best.shape, np.bool_)
-            place = scratch("pool place", best.shape, argmax.dtype)
-            for tap, (outputs, inputs) in enumerate(
-                _taps(x.shape, band, width, kernel, stride, padding)
-            ):
-                source = x[inputs]
-                if source.shape != best.shape:
-                    candidate[...] = -np.inf
-                candidate[outputs] = source
-                np.greater(candidate, best, out=better)
-                np.logical_or(better, np.isnan(candidate, out=missing), out=better)
-                np.maximum(best, candidate, out=best)
-                # Taps come in rising order, so the largest winning tap is the last one that won.
-                np.multiply(better, argmax.dtype.type(tap), out=place)
-                np.maximum(where, place, out=where)
-
-    parallel_for(count * height, body, grain=1 + GRAIN // max(1, width * channels))
-    return y, argmax
-
-
 def _scatter(
     shape: tuple[int, ...],
     grad_shape: tuple[int, ...],
@@ -116,7 +315,7 @@ def _scatter(
 
     Whole images belong to one worker, because the windows of neighbouring lines may overlap.
     """
-    dx = np.zeros(shape, dtype)
+    dx = zeros(shape, dtype)
     _, height, width, channels = grad_shape
     limit = max(1, CHUNK // 8 // max(1, width * channels))
 
@@ -131,31 +330,11 @@ def _scatter(
     return dx
 
 
-def max_pool2d_backward(
-    grad: np.ndarray,
-    argmax: np.ndarray,
-    input_shape: tuple[int, ...],
-    kernel: Pair,
-    stride: Pair,
-    padding: Pair,
-) -> np.ndarray:
-    """Gradient of max pooling: each output's gradient added where its maximum was."""
-
-    def share(band: Band, tap: int, outputs: Where) -> np.ndarray:
-        images, lines = slice(band[0], band[1]), slice(band[2], band[3])
-        source, where = grad[images, lines], argmax[images, lines]
-        chosen = np.equal(where, tap, out=scratch("pool better", where.shape, np.bool_))
-        product = scratch("pool", source.shape, source.dtype)
-        return np.multiply(source, chosen, out=product)[outputs]
-
-    return _scatter(input_shape, grad.shape, grad.dtype, kernel, stride, padding, share)
-
-
 def avg_pool2d_forward(x: np.ndarray, kernel: Pair, stride: Pair, padding: Pair) -> np.ndarray:
     """Mean over windows of kh*kw cells, padding counted as zeros. x (N,H,W,C) -> (N,OH,OW,C)."""
     count, channels = x.shape[0], x.shape[3]
     height, width = _output_size(x.shape, kernel, stride, padding)
-    y = np.zeros((count, height, width, channels), x.dtype)
+    y = zeros((count, height, width, channels), x.dtype)
     share = x.dtype.type(1 / (kernel[0] * kernel[1]))
     limit = max(1, CHUNK // 4 // max(1, width * channels))
 
@@ -187,7 +366,7 @@ def avg_pool2d_backward(
 def global_avg_pool_forward(x: np.ndarray) -> np.ndarray:
     """Mean over height and width. x (N,H,W,C) -> (N,C)."""
     count, height, width, channels = x.shape
-    y = np.empty((count, channels), x.dtype)
+    y = empty((count, channels), x.dtype)
 
     def body(start: int, stop: int, worker: int) -> None:
         images = x[start:stop].reshape(stop - start, height * width, channels)
@@ -201,7 +380,7 @@ def global_avg_pool_forward(x: np.ndarray) -> np.ndarray:
 def global_avg_pool_backward(grad: np.ndarray, input_shape: tuple[int, ...]) -> np.ndarray:
     """Gradient of global average pooling: grad / (H*W) at every pixel. grad (N,C)."""
     count, height, width, channels = input_shape
-    dx = np.empty(input_shape, grad.dtype)
+    dx = empty(input_shape, grad.dtype)
     share = (grad / grad.dtype.type(height * width))[:, None, None, :]
 
     def body(start: int, stop: int, worker: int) -> None:

@@ -71,7 +71,7 @@ class FramesNormalised(Observer):
         self.counts: list[int] = []
 
     def forward(self, node, output) -> None:
-        if node.name == "batch_norm" and len(output.shape) == 4:
+        if node.name == "conv_norm" and len(output.shape) == 4:
             self.counts.append(output.shape[0])
 
 
@@ -97,8 +97,8 @@ def test_running_statistics_are_those_of_the_live_frames():
 
     class Look(Observer):
         def forward(self, node, output):
-            if node.name == "batch_norm" and node.inputs[1] is norm.gamma:
-                seen.append(node.inputs[0].data)
+            if node.name == "conv_norm" and node.inputs[2] is norm.gamma:
+                seen.append(output.data)
 
     with observe(Look()):
         model(chunks(4, 2))
@@ -201,11 +201,12 @@ def test_the_equation_of_the_temporal_skip(skip, position):
     for name, block in model.residual_blocks():
         if not name.startswith("block4"):
             continue
-        if name in model.recurrent:
-            passed_on = block.skip(first) if skip == "identity" else block.temporal(first)
-            second = tl.relu(block.residual(second) + block.skip(second) + passed_on)
-            first = None  # it has done its work
-        else:
-            first, second = None if first is None else block(first), block(second)
+        with tl.unfused():
+            if name in model.recurrent:
+                passed_on = block.skip(first) if skip == "identity" else block.temporal(first)
+                second = tl.relu(block.residual(second) + block.skip(second) + passed_on)
+                first = None  # it has done its work
+            else:
+                first, second = None if first is None else block(first), block(second)
     expected = model.fc(tl.global_avg_pool(second))
     np.testing.assert_allclose(model(x).data, expected.data, rtol=1e-4, atol=1e-5)

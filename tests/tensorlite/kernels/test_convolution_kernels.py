@@ -3,6 +3,7 @@ simple kernels they stand for."""
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite.kernels import cpu
-from tensorlite.kernels.contract import NormGrad, Prologue
+from tensorlite.kernels.contract import Epilogue, Mask, NormGrad, Prologue
+from tensorlite.kernels.cpu import convolution, memory, pointwise
 
 
 class Case(NamedTuple):
@@ -52,6 +54,32 @@ class Case(NamedTuple):
             )
         )
         return (self.images, *size, self.groups * self.channels[1])
+
+
+@pytest.fixture(scope="session")
+def machine(machine):
+    """Small bands also for what only convolutions have, products shared by channels, and results
+    that are full of NaN until they are written."""
+    empty = memory.empty
+
+    def unwritten(shape, dtype):
+        array = empty(shape, dtype)
+        array[...] = np.nan
+        return array
+
+    @contextlib.contextmanager
+    def patched(workspace, threads):
+        with pytest.MonkeyPatch.context() as patch, machine(workspace, threads):
+            patch.setattr(memory, "empty", unwritten)
+            patch.setattr(pointwise, "WORKSPACE", workspace)
+            patch.setattr(pointwise, "MIN_PIXELS", 1)
+            patch.setattr(pointwise, "GRAIN_FLOPS", 1)
+            patch.setattr(convolution, "FEW_PIXELS", 15)
+            patch.setattr(convolution, "MIN_OUTPUTS", 2)
+            patch.setattr(convolution, "GRAIN_VALUES", 1)
+            yield
+
+    return patched
 
 
 def pair(low, high):
@@ -138,8 +166,8 @@ def test_forward(case, bias, make_array, machine, assert_close):
     w = make_array(case.seed + 1, case.w_shape, case.dtype, case.layout)
     b = vector(case, 2, case.y_shape[3]) if bias else None
     with machine(case.workspace, case.threads):
-        y, moments = cpu.conv2d_forward(x, w, b, **case.geometry)
-        again, _ = cpu.conv2d_forward(x, w, b, **case.geometry)
+        y, moments = convolution.conv2d_forward(x, w, b, **case.geometry)
+        again, _ = convolution.conv2d_forward(x, w, b, **case.geometry)
     assert moments is None and y.dtype == x.dtype and y.flags.c_contiguous
     assert np.array_equal(y, again)
     bias_term = 0 if b is None else b
@@ -152,8 +180,8 @@ def test_grad_input(case, make_array, machine, assert_close):
     grad = make_array(case.seed, case.y_shape, case.dtype, case.layout)
     w = make_array(case.seed + 1, case.w_shape, case.dtype, case.layout)
     with machine(case.workspace, case.threads):
-        dx, sums = cpu.conv2d_grad_input(grad, w, case.x_shape, **case.geometry)
-        again, _ = cpu.conv2d_grad_input(grad, w, case.x_shape, **case.geometry)
+        dx, sums = convolution.conv2d_grad_input(grad, w, case.x_shape, **case.geometry)
+        again, _ = convolution.conv2d_grad_input(grad, w, case.x_shape, **case.geometry)
     assert sums is None and dx.dtype == grad.dtype and dx.flags.c_contiguous
     assert np.array_equal(dx, again)
     magnitude = grad_input_reference(case, abs(grad), abs(w))
@@ -165,8 +193,8 @@ def test_grad_weight(case, make_array, machine, assert_close):
     x = make_array(case.seed, case.x_shape, case.dtype, case.layout)
     grad = make_array(case.seed + 1, case.y_shape, case.dtype, case.layout)
     with machine(case.workspace, case.threads):
-        dw = cpu.conv2d_grad_weight(x, grad, case.kernel, **case.geometry)
-        again = cpu.conv2d_grad_weight(x, grad, case.kernel, **case.geometry)
+        dw = convolution.conv2d_grad_weight(x, grad, case.kernel, **case.geometry)
+        again = convolution.conv2d_grad_weight(x, grad, case.kernel, **case.geometry)
     assert dw.dtype == x.dtype and dw.flags.c_contiguous
     assert np.array_equal(dw, again)
     magnitude = grad_weight_reference(case, abs(x), abs(grad))
@@ -182,10 +210,10 @@ def test_prologue_and_statistics_equal_their_own_kernels(
     b = vector(case, 2, case.y_shape[3]) if bias else None
     prologue = Prologue(vector(case, 3, x.shape[3]), vector(case, 4, x.shape[3]), relu)
     with machine(case.workspace, case.threads):
-        y, moments = cpu.conv2d_forward(
+        y, moments = convolution.conv2d_forward(
             x, w, b, **case.geometry, prologue=prologue, statistics=True
         )
-        plain, _ = cpu.conv2d_forward(cpu.affine(x, *prologue), w, b, **case.geometry)
+        plain, _ = convolution.conv2d_forward(cpu.affine(x, *prologue), w, b, **case.geometry)
         expected = cpu.moments(y)
     activation = np.abs(x) * np.abs(prologue.scale) + np.abs(prologue.shift)
     magnitude = forward_reference(case, activation, abs(w)) + (0 if b is None else abs(b))
@@ -195,6 +223,83 @@ def test_prologue_and_statistics_equal_their_own_kernels(
         assert found.count == rows
         assert_close(found.mean, y.mean((0, 1, 2), np.float64), abs(y).max())
         assert_close(found.m2, y.var((0, 1, 2), np.float64) * rows, squares)
+
+
+@given(case=cases(), relu=st.booleans(), residual=st.booleans(), scaled=st.booleans())
+def test_the_epilogue_comes_after_bias_and_statistics(
+    case, relu, residual, scaled, make_array, machine, assert_close
+):
+    x = make_array(case.seed, case.x_shape, case.dtype, case.layout)
+    w = make_array(case.seed + 1, case.w_shape, case.dtype, "plain")
+    skip = make_array(case.seed + 2, case.y_shape, case.dtype, case.layout)
+    b, scale, shift = (vector(case, 3 + i, case.y_shape[3]) for i in range(3))
+    epilogue = Epilogue(scale if scaled else None, shift, skip if residual else None, relu)
+    with machine(case.workspace, case.threads):
+        y, moments = convolution.conv2d_forward(
+            x, w, b, **case.geometry, statistics=True, epilogue=epilogue
+        )
+        plain, expected = convolution.conv2d_forward(x, w, b, **case.geometry, statistics=True)
+    for found, wanted in zip(moments, expected, strict=True):
+        assert np.array_equal(found, wanted)
+    result = plain.astype(np.float64) * (scale if scaled else 1) + shift
+    result = result + (skip if residual else 0)
+    magnitude = abs(plain) + abs(shift) + abs(skip)
+    assert_close(y, np.maximum(result, 0) if relu else result, magnitude)
+
+
+def point(case: Case) -> Case:
+    """The same with a kernel of one pixel, which has its own way."""
+    return case._replace(kernel=(1, 1), padding=(0, 0), groups=1)
+
+
+@given(
+    case=cases() | cases().map(point),
+    relu=st.booleans(),
+    through_norm=st.sampled_from(["no", "scale", "all"]),
+)
+def test_backward_equals_both_gradients(case, relu, through_norm, make_array, machine,
+                                        assert_close):
+    x = make_array(case.seed, case.x_shape, case.dtype, case.layout)
+    w = make_array(case.seed + 1, case.w_shape, case.dtype, "plain")
+    grad = make_array(case.seed + 2, case.y_shape, case.dtype, case.layout)
+    above = make_array(case.seed + 3, case.y_shape, case.dtype, case.layout)
+    out, cin = case.y_shape[3], case.x_shape[3]
+    norm = NormGrad(above, *(vector(case, 4 + i, out) for i in range(3)))
+    if through_norm == "scale":
+        norm = NormGrad(None, norm.scale, None, None)
+    prologue = Prologue(vector(case, 7, cin), vector(case, 8, cin), relu)
+    options = dict(norm_grad=None if through_norm == "no" else norm)
+    mask = Mask(x, prologue, vector(case, 9, cin))
+    with machine(case.workspace, case.threads):
+        dx, sums, dw = convolution.conv2d_backward(
+            x, grad, w, **case.geometry, **options, prologue=prologue, mask=mask
+        )
+        one = convolution.conv2d_backward(
+            x, grad, w, **case.geometry, **options, mask=mask, needs=(True, False)
+        )
+        other = convolution.conv2d_backward(
+            x, grad, w, **case.geometry, **options, prologue=prologue, needs=(False, True)
+        )
+    scale = np.ones(out) if through_norm == "no" else norm.scale.astype(np.float64)
+    below, size = grad * scale, abs(grad * scale)
+    if through_norm == "all":
+        below = below + norm.slope * above.astype(np.float64) + norm.offset
+        size = size + abs(norm.slope * above) + abs(norm.offset)
+    activation = x.astype(np.float64) * prologue.scale + prologue.shift
+    # What the relu cuts is decided in the kernels' own precision.
+    open_ = x * prologue.scale + prologue.shift > 0 if relu else np.ones(x.shape, bool)
+    expected = grad_input_reference(case, below, w) * open_
+    magnitude = grad_input_reference(case, size, abs(w))
+    assert_close(dx, expected, magnitude)
+    assert_close(sums.grad, expected.sum((0, 1, 2)), magnitude.sum((0, 1, 2)))
+    centred = x - mask.mean.astype(np.float64)
+    assert_close(sums.grad_centred, (expected * centred).sum((0, 1, 2)),
+                 (magnitude * abs(centred)).sum((0, 1, 2)))
+    spread = abs(x) * abs(prologue.scale) + abs(prologue.shift)
+    assert_close(dw, grad_weight_reference(case, activation * open_, below),
+                 grad_weight_reference(case, spread, size))
+    assert np.array_equal(one[0], dx) and one[2] is None
+    assert np.array_equal(other[2], dw) and other[0] is None and other[1] is None
 
 
 @given(case=cases(), relu=st.booleans(), through_norm=st.booleans())
@@ -210,12 +315,12 @@ def test_norm_grad_and_mask_equal_their_own_kernels(
     activation = Prologue(vector(case, 7, cin), vector(case, 8, cin), relu)
     mean = vector(case, 9, cin)
     with machine(case.workspace, case.threads):
-        dx, sums = cpu.conv2d_grad_input(
+        dx, sums = convolution.conv2d_grad_input(
             grad, w, case.x_shape, **case.geometry,
-            norm_grad=norm if through_norm else None, mask=(z, activation, mean),
+            norm_grad=norm if through_norm else None, mask=Mask(z, activation, mean),
         )
         below = cpu.norm_backward(grad, *norm) if through_norm else grad
-        plain, _ = cpu.conv2d_grad_input(below, w, case.x_shape, **case.geometry)
+        plain, _ = convolution.conv2d_grad_input(below, w, case.x_shape, **case.geometry)
         if relu:
             plain = cpu.relu_backward(plain, cpu.affine(z, *activation))
         expected = cpu.norm_backward_sums(plain, z, mean)
@@ -237,10 +342,10 @@ def test_grad_weight_through_prologue_and_norm(case, relu, make_array, machine, 
     prologue = Prologue(vector(case, 3, x.shape[3]), vector(case, 4, x.shape[3]), relu)
     norm = NormGrad(z, *(vector(case, 5 + i, z.shape[3]) for i in range(3)))
     with machine(case.workspace, case.threads):
-        dw = cpu.conv2d_grad_weight(
+        dw = convolution.conv2d_grad_weight(
             x, grad, case.kernel, **case.geometry, prologue=prologue, norm_grad=norm
         )
-        plain = cpu.conv2d_grad_weight(
+        plain = convolution.conv2d_grad_weight(
             cpu.affine(x, *prologue), cpu.norm_backward(grad, *norm), case.kernel, **case.geometry
         )
     activation = np.abs(x) * np.abs(prologue.scale) + np.abs(prologue.shift)
@@ -252,10 +357,10 @@ def test_grad_weight_through_prologue_and_norm(case, relu, make_array, machine, 
 def test_the_mask_closes_where_the_activation_is_exactly_zero():
     z = np.array([-1.0, 0.0, 2.0], np.float32).reshape(1, 1, 3, 1)
     activation = Prologue(np.ones(1, np.float32), np.zeros(1, np.float32), True)
-    dx, sums = cpu.conv2d_grad_input(
+    dx, sums = convolution.conv2d_grad_input(
         np.ones((1, 1, 3, 1), np.float32), np.ones((1, 1, 1, 1), np.float32), z.shape,
         stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
-        mask=(z, activation, np.full(1, 0.5, np.float32)),
+        mask=Mask(z, activation, np.full(1, 0.5, np.float32)),
     )
     assert dx.ravel().tolist() == [0, 0, 1]
     assert sums.grad.tolist() == [1] and sums.grad_centred.tolist() == [1.5]
@@ -266,10 +371,11 @@ def test_an_empty_batch(kernel, padding):
     x = np.zeros((0, 5, 6, 3), np.float32)
     w = np.ones((*kernel, 3, 4), np.float32)
     geometry = dict(stride=(1, 1), padding=padding, dilation=(1, 1), groups=1)
-    y, moments = cpu.conv2d_forward(x, w, np.ones(4, np.float32), **geometry, statistics=True)
+    bias = np.ones(4, np.float32)
+    y, moments = convolution.conv2d_forward(x, w, bias, **geometry, statistics=True)
     assert y.shape == (0, 5, 6, 4) and moments.count == 0
-    assert cpu.conv2d_grad_input(y, w, x.shape, **geometry)[0].shape == x.shape
-    assert not cpu.conv2d_grad_weight(x, y, kernel, **geometry).any()
+    assert convolution.conv2d_grad_input(y, w, x.shape, **geometry)[0].shape == x.shape
+    assert not convolution.conv2d_grad_weight(x, y, kernel, **geometry).any()
 
 
 @pytest.mark.parametrize("size, cin, cout, kernel, stride", [
@@ -284,21 +390,23 @@ def test_the_shapes_of_real_networks_at_every_thread_count(
     geometry = dict(stride=(stride,) * 2, padding=(kernel // 2,) * 2, dilation=(1, 1), groups=1)
     x = rng.standard_normal((5, *size, cin))
     w = rng.standard_normal((kernel, kernel, cin, cout))
-    y, moments = cpu.conv2d_forward(x, w, **geometry, statistics=True)
+    y, moments = convolution.conv2d_forward(x, w, **geometry, statistics=True)
     grad = rng.standard_normal(y.shape)
-    dx, _ = cpu.conv2d_grad_input(grad, w, x.shape, **geometry)
-    dw = cpu.conv2d_grad_weight(x, grad, (kernel, kernel), **geometry)
+    dx, _ = convolution.conv2d_grad_input(grad, w, x.shape, **geometry)
+    dw = convolution.conv2d_grad_weight(x, grad, (kernel, kernel), **geometry)
     before = cpu.get_num_threads()
     single = [a.astype(np.float32) for a in (x, w, grad)]
     try:
         for threads in (1, 2, 3):  # a result's terms, in the mean below one, are its magnitude
             cpu.set_num_threads(threads)
-            y32, moments32 = cpu.conv2d_forward(*single[:2], **geometry, statistics=True)
+            y32, moments32 = convolution.conv2d_forward(*single[:2], **geometry, statistics=True)
             assert_close(y32, y, w[..., 0].size)
             assert_close(moments32.m2, moments.m2, moments.m2 + moments.mean**2 * moments.count)
-            dx32, _ = cpu.conv2d_grad_input(single[2], single[1], x.shape, **geometry)
+            dx32, _ = convolution.conv2d_grad_input(single[2], single[1], x.shape, **geometry)
             assert_close(dx32, dx, w[..., 0, :].size)
-            dw32 = cpu.conv2d_grad_weight(single[0], single[2], (kernel, kernel), **geometry)
+            dw32 = convolution.conv2d_grad_weight(
+                single[0], single[2], (kernel, kernel), **geometry
+            )
             assert_close(dw32, dw, grad[..., 0].size)
     finally:
         cpu.set_num_threads(before)
@@ -318,9 +426,9 @@ def test_against_pytorch(case, make_array):
         tx, tw, None, case.stride, case.padding, case.dilation, case.groups
     )
     ty.backward(torch.tensor(grad.transpose(0, 3, 1, 2).copy()))
-    y, _ = cpu.conv2d_forward(x, w, **case.geometry)
-    dx, _ = cpu.conv2d_grad_input(grad, w, x.shape, **case.geometry)
-    dw = cpu.conv2d_grad_weight(x, grad, case.kernel, **case.geometry)
+    y, _ = convolution.conv2d_forward(x, w, **case.geometry)
+    dx, _ = convolution.conv2d_grad_input(grad, w, x.shape, **case.geometry)
+    dw = convolution.conv2d_grad_weight(x, grad, case.kernel, **case.geometry)
     for ours, theirs, axes in (
         (y, ty.detach(), (0, 2, 3, 1)), (dx, tx.grad, (0, 2, 3, 1)), (dw, tw.grad, (2, 3, 1, 0))
     ):

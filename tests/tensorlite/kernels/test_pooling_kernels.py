@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite.kernels import cpu
+from tensorlite.kernels.contract import Mask, Prologue
 
 
 @st.composite
@@ -46,30 +47,98 @@ def crop(padded, x, window):
     return padded[:, ph : ph + x.shape[1], pw : pw + x.shape[2]]
 
 
-@given(pool=pools(), ties=st.booleans())
-def test_max_pool(pool, ties, make_array, machine):
+def reference_max(x, window, grad=None):
+    """The maximum over windows and, given grad, its gradient: at the first cell that holds it."""
+    inside, shape, places = windows(x, window, -np.inf)
+    real, _, _ = windows(np.ones(x.shape), window, 0)
+    y, dx = np.empty(shape), np.zeros(inside.shape)
+    n, c = np.meshgrid(np.arange(shape[0]), np.arange(shape[3]), indexing="ij")
+    for i, j, at in places:
+        cells = inside[at].reshape(shape[0], -1, shape[3])
+        best = y[:, i, j] = cells.max(axis=1)
+        held = (cells == best[:, None]) | np.isnan(cells)
+        first = (held & (real[at].reshape(cells.shape) > 0)).argmax(axis=1)
+        if grad is not None:
+            rows, columns = np.divmod(first, window[0][1])
+            dx[n, at[1].start + rows, at[2].start + columns, c] += grad[:, i, j]
+    return y, crop(dx, x, window)
+
+
+@given(pool=pools(), ties=st.booleans(), extremes=st.booleans())
+def test_max_pool(pool, ties, extremes, make_array, machine):
     x = make_array(pool["seed"], pool["shape"], pool["dtype"], pool["layout"])
     if ties:
         x = np.sign(x)
+    if extremes:
+        rng = np.random.default_rng(pool["seed"])
+        x = np.where(rng.random(x.shape) < 0.3, rng.choice([-np.inf, np.inf, np.nan], x.shape), x)
+        x = x.astype(pool["dtype"])
     window = pool["window"]
-    inside, shape, places = windows(x, window, -np.inf)
+    shape = windows(x, window, 0)[1]
     grad = make_array(pool["seed"] + 1, shape, pool["dtype"], pool["layout"])
-    y, argmax, dx = np.empty(shape), np.empty(shape, int), np.zeros(inside.shape)
-    n, c = np.meshgrid(np.arange(shape[0]), np.arange(shape[3]), indexing="ij")
-    for i, j, at in places:
-        flat = inside[at].reshape(shape[0], -1, shape[3])
-        best = argmax[:, i, j] = flat.argmax(axis=1)
-        y[:, i, j] = flat.max(axis=1)
-        rows, columns = np.divmod(best, window[0][1])
-        dx[n, at[1].start + rows, at[2].start + columns, c] += grad[:, i, j]
+    y, dx = reference_max(x, window, grad)
     with machine(pool["workspace"], pool["threads"]):
-        ours, where = cpu.max_pool2d_forward(x, *window)
-        back = cpu.max_pool2d_backward(grad, where, x.shape, *window)
-    assert ours.dtype == back.dtype == x.dtype and where.dtype == np.uint8
-    assert np.array_equal(ours, y) and np.array_equal(where, argmax)
-    np.testing.assert_allclose(
-        back, crop(dx, x, window), rtol=0, atol=64 * np.finfo(x.dtype).eps
+        ours = cpu.max_pool2d_forward(x, *window)
+        back, sums = cpu.max_pool2d_backward(grad, x, ours, *window)
+    assert ours.dtype == back.dtype == x.dtype and sums is None
+    np.testing.assert_array_equal(ours, y)
+    np.testing.assert_allclose(back, dx, rtol=0, atol=64 * np.finfo(x.dtype).eps)
+
+
+@given(pool=pools(), ties=st.booleans(), relu=st.booleans(), positive=st.booleans())
+def test_max_pool_of_an_activation(pool, ties, relu, positive, make_array, machine, assert_close):
+    """With a prologue and a mask it equals activation, pool, and their gradients in turn."""
+    z = make_array(pool["seed"], pool["shape"], pool["dtype"], pool["layout"])
+    if ties:
+        z = np.sign(z)
+    window, channels = pool["window"], z.shape[3]
+    rng = np.random.default_rng(pool["seed"])
+    scale = rng.choice([0.5, 1.0, 2.0] if positive else [-1.0, 0.0, 0.5], channels)
+    scale, shift, mean = (
+        v.astype(z.dtype) for v in (scale, *rng.standard_normal((2, channels)))
     )
+    activation = Prologue(scale, shift, relu)
+    a = z * scale + shift
+    if relu:
+        a = np.maximum(a, 0)
+    shape = windows(z, window, 0)[1]
+    grad = make_array(pool["seed"] + 1, shape, pool["dtype"], pool["layout"])
+    y, dx = reference_max(a, window, grad)
+    if relu:
+        dx = np.where(a > 0, dx, 0)
+    with machine(pool["workspace"], pool["threads"]):
+        ours = cpu.max_pool2d_forward(z, *window, activation)
+        back, sums = cpu.max_pool2d_backward(grad, z, ours, *window, Mask(z, activation, mean))
+        plain = cpu.max_pool2d_forward(a, *window)
+    np.testing.assert_array_equal(ours, plain)  # not a bit differs
+    np.testing.assert_array_equal(ours, y)
+    if pool["dtype"] == "float64" or ties:  # in float32 rounding makes ties that z has not
+        np.testing.assert_allclose(back, dx, rtol=0, atol=64 * np.finfo(z.dtype).eps)
+        assert_close(sums.grad, dx.sum((0, 1, 2)), abs(dx).sum((0, 1, 2)))
+        products = dx * (z - mean.astype(np.float64))
+        assert_close(sums.grad_centred, products.sum((0, 1, 2)), abs(dx * z).sum() + abs(dx).sum())
+
+
+def test_the_same_from_run_to_run(make_array, machine):
+    z = make_array(0, (5, 9, 9, 16), "float32", "plain")
+    vectors = [make_array(i, (16,), "float32", "plain") for i in range(3)]
+    activation, window = Prologue(*vectors[:2], True), ((3, 3), (2, 2), (1, 1))
+    grad, results = make_array(9, (5, 5, 5, 16), "float32", "plain"), []
+    for _ in range(2):
+        with machine(400, 3):
+            y = cpu.max_pool2d_forward(z, *window, activation)
+            dx, sums = cpu.max_pool2d_backward(
+                grad, z, y, *window, Mask(z, activation, vectors[2])
+            )
+        results.append([a.tobytes() for a in (y, dx, *sums)])
+    assert results[0] == results[1]
+
+
+def test_an_infinite_gradient_goes_only_to_the_maximum():
+    x = np.arange(9.0, dtype=np.float32).reshape(1, 3, 3, 1)
+    y = cpu.max_pool2d_forward(x, (3, 3), (1, 1), (0, 0))
+    dx, _ = cpu.max_pool2d_backward(np.full_like(y, np.inf), x, y, (3, 3), (1, 1), (0, 0))
+    assert dx.ravel().tolist() == [0] * 8 + [np.inf]
 
 
 @given(pool=pools())
@@ -105,15 +174,23 @@ def test_global_avg_pool(pool, make_array, machine, assert_close):
 
 def test_nan_wins_and_padding_never_does():
     x = np.full((1, 3, 3, 1), -np.inf, np.float32)
-    x[0, 2, 2] = np.nan
-    y, argmax = cpu.max_pool2d_forward(x, (2, 2), (2, 2), (1, 1))
-    assert np.isnan(y[0, 1, 1, 0]) and argmax[0, 1, 1, 0] == 3
-    assert y[0, 0, 0, 0] == -np.inf and argmax[0, 0, 0, 0] == 3  # the only cell not padding
-    dx = cpu.max_pool2d_backward(np.ones_like(y), argmax, x.shape, (2, 2), (2, 2), (1, 1))
-    assert dx.sum() == 4
+    x[0, 2, 1:] = np.nan
+    window = ((2, 2), (2, 2), (1, 1))
+    y = cpu.max_pool2d_forward(x, *window)
+    np.testing.assert_array_equal(y[0, :, :, 0], [[-np.inf, -np.inf], [-np.inf, np.nan]])
+    grad = np.array([1, 2, 4, 8], np.float32).reshape(y.shape)
+    dx, _ = cpu.max_pool2d_backward(grad, x, y, *window)
+    assert dx[0, :, :, 0].tolist() == [[1, 2, 0], [4, 0, 0], [0, 8, 0]]
 
 
 @pytest.mark.parametrize("forward", [cpu.max_pool2d_forward, cpu.avg_pool2d_forward])
 def test_an_empty_batch(forward):
-    y = forward(np.zeros((0, 4, 4, 2), np.float32), (2, 2), (2, 2), (0, 0))
-    assert (y[0] if isinstance(y, tuple) else y).shape == (0, 2, 2, 2)
+    assert forward(np.zeros((0, 4, 4, 2), np.float32), (2, 2), (2, 2), (0, 0)).shape == (0, 2, 2, 2)
+
+
+def test_the_gradient_of_an_empty_batch():
+    z, vector = np.zeros((0, 4, 4, 2)), np.ones(2)
+    y = cpu.max_pool2d_forward(z, (2, 2), (2, 2), (0, 0))
+    mask = Mask(z, Prologue(vector, vector, True), vector)
+    dx, sums = cpu.max_pool2d_backward(y, z, y, (2, 2), (2, 2), (0, 0), mask)
+    assert dx.shape == z.shape and not sums.grad.any() and not sums.grad_centred.any()

@@ -85,6 +85,12 @@ def test_backward_against_central_differences(case, make_array):
         assert grads[i].shape == args[i].shape
         assert (grads[i] * direction).sum() == pytest.approx(numerical, rel=1e-6, abs=1e-7), name
     assert cpu.gru_backward(grad, args[0], lengths, args[1], args[2], None, saved)[5] is None
+    rest = cpu.gru_backward(
+        grad, args[0], lengths, args[1], args[2], args[5], saved, need_dx=False
+    )
+    assert rest[0] is None
+    for a, b in zip(rest[1:], grads[1:], strict=True):
+        assert np.array_equal(a, b)
 
 
 def test_what_lies_past_a_sequences_end_cannot_matter():
@@ -101,6 +107,32 @@ def test_what_lies_past_a_sequences_end_cannot_matter():
     for a, b in zip(*results, strict=True):
         assert np.array_equal(a, b)
     assert not results[0][1][1, 2:].any()
+
+
+def test_backward_twice_and_results_that_stay():
+    """Neither what was saved nor what was returned is written to by later calls."""
+    rng = np.random.default_rng(0)
+    x, grad = rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 4, 5))
+    weights = [rng.standard_normal(s) for s in ((3, 15), (5, 15), (15,), (15,), (2, 5))]
+    lengths = np.array([4, 2])
+    out, saved = cpu.gru_forward(x, lengths, *weights)
+    kept = [a.copy() for a in (out, *saved)]
+    first = cpu.gru_backward(grad, x, lengths, *weights[:2], weights[4], saved)
+    before = [a.copy() for a in first]
+    cpu.gru_forward(x + 1, lengths, *weights)
+    second = cpu.gru_backward(grad, x, lengths, *weights[:2], weights[4], saved)
+    for a, b in zip([out, *saved, *first, *second], [*kept, *before, *before], strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_large_inputs_do_not_overflow():
+    x, lengths = np.full((1, 2, 1), 1e4, np.float32), np.array([2])
+    for sign in (1, -1):
+        weights = [np.full(s, sign, np.float32) for s in ((1, 3), (1, 3), (3,), (3,))]
+        with np.errstate(all="raise", under="ignore"):
+            out, saved = cpu.gru_forward(x, lengths, *weights, None)
+            grads = cpu.gru_backward(out, x, lengths, *weights[:2], None, saved)
+        assert np.isfinite(out).all() and all(np.isfinite(g).all() for g in grads[:5])
 
 
 @pytest.mark.parametrize("batch, steps", [(0, 3), (2, 0)])

@@ -1,0 +1,237 @@
+"""Fused operations equal the simple ones that they stand for, forwards and backwards."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tensorlite as tl
+from recres.models import recurrent_resnet, resnet18, resnet50
+from tensorlite import nn
+from tensorlite.ops.fused import Deferred, value_of
+
+TOLERANCE = 1e-9  # in float64, of each array's largest value
+
+modes = st.sampled_from(["train", "frozen"])
+
+
+class Names(tl.Observer):
+    def __init__(self):
+        self.forward_of = []
+
+    def forward(self, node, output):
+        self.forward_of.append(node.name)
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        error = np.abs(ours[name] - expected).max(initial=0)
+        scale = np.abs(expected).max(initial=0)
+        assert error <= TOLERANCE * max(scale, 1e-3), f"{name}: {error:.1e} beside {scale:.1e}"
+
+
+def layer(rng, cin, cout, kernel, stride, mode, dtype=np.float64):
+    conv = nn.Conv2d(cin, cout, kernel, stride=stride, padding=kernel // 2, rng=rng)
+    norm = nn.BatchNorm2d(cout)
+    norm.freeze(mode == "frozen")
+    for module in (conv, norm):
+        module.to(dtype=dtype)
+    norm.gamma.data = rng.uniform(-1.5, 1.5, cout).astype(dtype)
+    norm.beta.data = rng.uniform(-0.5, 0.5, cout).astype(dtype)
+    norm.running_mean[...] = rng.uniform(-0.5, 0.5, cout)
+    norm.running_var[...] = rng.uniform(0.5, 1.5, cout)
+    return conv, norm
+
+
+def run(program, layers, inputs, fused):
+    """Output, gradients and running statistics of program(*tensors)."""
+    before = [norm.state_dict() for _, norm in layers]
+    tensors = [tl.Tensor(x, requires_grad=True) for x in inputs]
+    with contextlib.nullcontext() if fused else tl.unfused():
+        y = value_of(program(*tensors))
+        rng = np.random.default_rng(1)
+        y.backward(rng.standard_normal(y.shape))
+    found = {"y": y.data}
+    for i, t in enumerate(tensors):
+        found[f"x{i}"] = t.grad
+    for i, (conv, norm) in enumerate(layers):
+        for name, p in (("weight", conv.weight), ("gamma", norm.gamma), ("beta", norm.beta)):
+            if p.grad is not None:
+                found[f"{i}.{name}"] = p.grad
+            p.zero_grad()
+        found[f"{i}.mean"], found[f"{i}.var"] = norm.running_mean.copy(), norm.running_var.copy()
+        norm.load_state_dict(before[i])
+    return found
+
+
+def compare(program, layers, inputs):
+    assert_same(run(program, layers, inputs, True), run(program, layers, inputs, False))
+
+
+@given(seed=st.integers(0, 2**31), n=st.integers(1, 3), size=st.integers(4, 9),
+       channels=st.tuples(*[st.integers(1, 6)] * 4),
+       kernels=st.tuples(*[st.sampled_from([1, 3])] * 3),
+       stride=st.integers(1, 2), modes=st.tuples(modes, modes, modes), relu=st.booleans())
+def test_chain_of_conv_norms(seed, n, size, channels, kernels, stride, modes, relu):
+    rng = np.random.default_rng(seed)
+    layers = [layer(rng, channels[i], channels[i + 1], kernels[i], stride if i == 1 else 1,
+                    modes[i]) for i in range(3)]
+
+    def program(x):
+        for i, (conv, norm) in enumerate(layers):
+            x = nn.conv_norm(x, conv, norm, relu=relu or i < 2)
+        return x
+
+    compare(program, layers, [rng.standard_normal((n, size, size, channels[0]))])
+
+
+@given(seed=st.integers(0, 2**31), chunks=st.integers(1, 3), frames=st.integers(1, 4),
+       size=st.integers(2, 4), left_out=st.booleans(), skip_whole=st.booleans(),
+       before_whole=st.booleans(), kinds=st.tuples(*[st.sampled_from("tnr")] * 3))
+def test_block_join(seed, chunks, frames, size, left_out, skip_whole, before_whole, kinds):
+    """Terms that are tensors (t), norms (n) or norms with a relu (r), of whole or live frames."""
+    left_out = left_out and frames > 1
+    rng = np.random.default_rng(seed)
+    layers = [layer(rng, 2, 3, 1, 1, "train") for _ in range(3)]
+    kept = frames - left_out
+    counts = (kept, frames if skip_whole else kept, frames if before_whole else frames - 1)
+    inputs = [rng.standard_normal((chunks * count, size, size, 2 if kind != "t" else 3))
+              for count, kind in zip(counts, kinds, strict=True)]
+    if frames == 1:
+        inputs.pop()
+
+    def program(*tensors):
+        terms = [t if kind == "t" else nn.conv_norm(t, *own, relu=kind == "r")
+                 for t, kind, own in zip(tensors, kinds, layers, strict=False)]
+        return tl.block_join(*terms, frames=frames, first_left_out=left_out)
+
+    compare(program, layers, inputs)
+
+
+def test_block_join_names_the_term_that_does_not_fit():
+    a, b = (tl.Tensor(np.zeros((n, 2, 2, 3))) for n in (4, 3))
+    with pytest.raises(ValueError, match=r"skip: got shape \(3, 2, 2, 3\), expected \(4,"):
+        tl.block_join(a, b)
+
+
+@given(seed=st.integers(0, 2**31), size=st.integers(3, 9), relu=st.booleans(), mode=modes)
+def test_max_pool_of_a_conv_norm(seed, size, relu, mode):
+    rng = np.random.default_rng(seed)
+    layers = [layer(rng, 2, 5, 3, 1, mode)]
+    compare(lambda x: tl.max_pool2d(nn.conv_norm(x, *layers[0], relu=relu), 3, 2, 1), layers,
+            [rng.standard_normal((2, size, size, 2))])
+
+
+def test_one_activation_with_several_readers():
+    """What each leaves behind adds up; a reader that leaves nothing makes them be computed."""
+    rng = np.random.default_rng(0)
+    layers = [layer(rng, 3, 4, 3, 1, "train") for _ in range(3)]
+    layers[1:] = [layer(rng, 4, 4, 1, 1, "train") for _ in range(2)]
+
+    def program(x, stored):
+        a = nn.conv_norm(x, *layers[0], relu=True)
+        b, c = (nn.conv_norm(a, *own) for own in layers[1:])
+        y = tl.block_join(b, c)
+        return y + value_of(a) if stored else y
+
+    x = [rng.standard_normal((2, 5, 5, 3))]
+    for stored in (False, True):
+        compare(lambda x, stored=stored: program(x, stored), layers, x)
+
+
+def test_a_hook_that_changes_the_gradient_is_heeded():
+    rng = np.random.default_rng(0)
+    layers = [layer(rng, 3, 4, 3, 1, "train"), layer(rng, 4, 4, 1, 1, "train")]
+    x = rng.standard_normal((2, 5, 5, 3))
+
+    def beta_gradient(hook):
+        y = nn.conv_norm(tl.Tensor(x), *layers[0], relu=True)
+        if hook:
+            y.z.register_hook(lambda grad: 3 * grad)
+        value_of(nn.conv_norm(y, *layers[1])).sum().backward()
+        found = layers[0][1].beta.grad
+        for conv, norm in layers:
+            conv.zero_grad(), norm.zero_grad()
+        return found
+
+    assert np.allclose(beta_gradient(True), 3 * beta_gradient(False), rtol=1e-9, atol=0)
+
+
+def test_conv_norm_with_a_bias_or_groups_is_the_simple_ops():
+    rng = np.random.default_rng(0)
+    conv, norm = nn.Conv2d(4, 6, 3, groups=2, bias=True, rng=0), nn.BatchNorm2d(6)
+    x = tl.Tensor(rng.standard_normal((2, 5, 5, 4)).astype(np.float32))
+    y = nn.conv_norm(x, conv, norm, relu=True)
+    assert np.array_equal(y.data, tl.relu(norm(conv(x))).data)
+
+
+MODELS = {
+    "resnet18": lambda: resnet18(5, width=4, rng=0),
+    "resnet50": lambda: resnet50(5, width=4, version="v1.5", rng=0),
+    **{f"recurrent {skip} {readout}": lambda skip=skip, readout=readout: recurrent_resnet(
+        18, classes=5, width=4, skip=skip, readout=readout, context=3, rng=0)
+       for skip in ("identity", "conv", "conv_nonlinear") for readout in ("last", "mean")},
+}
+
+
+def images(model, rng):
+    chunk = (model.context,) if hasattr(model, "context") else ()
+    return rng.standard_normal((3, *chunk, 33, 33, 3))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_step_is_that_of_the_simple_ops(name):
+    model = MODELS[name]().to(dtype=np.float64)
+    rng = np.random.default_rng(0)
+    x, labels = images(model, rng), np.arange(3)
+    found = []
+    state = model.state_dict()
+    for fused in (True, False):
+        model.load_state_dict(state)
+        model.zero_grad()
+        seen = Names()
+        with contextlib.nullcontext() if fused else tl.unfused(), tl.observe(seen):
+            loss = tl.cross_entropy(model(tl.Tensor(x)), labels)
+        loss.backward()
+        assert ("conv2d" in seen.forward_of, "conv_norm" in seen.forward_of) == (not fused, fused)
+        found.append({"loss": loss.data, **{n: p.grad for n, p in model.named_parameters()},
+                      **{n: b.copy() for n, b in model.named_buffers()}})
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_inference_folds_the_norms_and_keeps_nothing(name):
+    model = MODELS[name]().to(dtype=np.float64).eval()
+    rng = np.random.default_rng(0)
+    for buffer_name, buffer in model.named_buffers():
+        low = 0.5 if buffer_name.endswith("var") else -0.5
+        buffer[...] = rng.uniform(low, low + 1, buffer.shape)
+    x = tl.Tensor(images(model, rng))
+    nodes = []
+
+    class Kept(tl.Observer):
+        def forward(self, node, output):
+            nodes.append((node.name, node.recording))
+
+    with tl.no_grad(), tl.observe(Kept()):
+        folded = model(x).data
+    assert ("folded_conv_norm", False) in nodes
+    assert not any(recording or name in ("conv2d", "batch_norm", "relu")
+                   for name, recording in nodes)
+    with tl.no_grad(), tl.unfused():
+        simple = model(x).data
+    assert_same({"logits": folded, "recorded": model(x).data},
+                {"logits": simple, "recorded": simple})
+
+
+def test_a_deferred_activation_is_not_stored():
+    rng = np.random.default_rng(0)
+    own = layer(rng, 3, 4, 3, 1, "train")
+    y = nn.conv_norm(tl.Tensor(rng.standard_normal((2, 5, 5, 3))), *own, relu=True)
+    assert isinstance(y, Deferred) and y.shape == (2, 5, 5, 4) and y.dtype == np.float64
+    assert (y.z.data < 0).any() and (y.tensor().data >= 0).all()
