@@ -354,6 +354,10 @@ def conv2d_forward(
     kernel: Pair = weight.shape[:2]
     size = _output_size(x.shape, kernel, stride, padding, dilation)
     y = memory.empty((len(x), *size, weight.shape[3]), x.dtype)
+    alone = bias is None and not statistics
+    if epilogue and alone and epilogue.scale is not None and 2 * weight.size < y.size:
+        # Scaling the weights is less work than scaling the outputs.
+        weight, epilogue = weight * epilogue.scale, epilogue._replace(scale=None)
     finish = finish_forward(bias, statistics, epilogue, y.dtype)
     if _is_winograd(x, weight, size, stride, padding, dilation, groups):
         tiles = winograd.forward(Source(x, prologue=prologue), weight, y, padding, finish)

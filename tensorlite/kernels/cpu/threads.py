@@ -10,15 +10,18 @@ reduction bit-equal from run to run.
 from __future__ import annotations
 
 import contextvars
+import functools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
 
 Result = TypeVar("Result")
+
+BUFFER = 512  # elements of NumPy's buffer in a kernel; see _run
 
 
 class _Local(threading.local):
@@ -31,7 +34,7 @@ class _Local(threading.local):
 
 _lock = threading.Lock()
 _local = _Local()
-_pool: ThreadPoolExecutor | None = None
+_inboxes: list[SimpleQueue] = []  # of the worker threads; the caller is the first worker itself
 _num_threads: int | None = None
 _blas_limit: Any = None
 
@@ -52,14 +55,13 @@ def get_num_threads() -> int:
 
 def set_num_threads(n: int) -> None:
     """Set the number of threads a kernel call may use. Raises ValueError below one."""
-    global _num_threads, _pool
+    global _num_threads
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"set_num_threads: expected a whole number of at least 1, got {n!r}")
     with _lock:
-        if n != _num_threads and _pool is not None:
-            _pool.shutdown(wait=False)
-            _pool = None
         _num_threads = int(n)
+        while len(_inboxes) >= n:
+            _inboxes.pop().put(None)
 
 
 def _limit_blas() -> None:
@@ -72,28 +74,37 @@ def _limit_blas() -> None:
             _blas_limit = ThreadpoolController().limit(limits=1, user_api="blas")
 
 
-def _forget_pool() -> None:
+def _forget_workers() -> None:
     """A forked child has none of its parent's threads and must start its own."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _inboxes, _lock
+    _inboxes, _lock = [], threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_workers)
 
 
-def _submit(tasks: Sequence[Callable[[], Result]]) -> list[Future[Result]]:
-    global _pool
+def _serve(inbox: SimpleQueue) -> None:
+    """The life of a worker: run the tasks that come, until None does."""
+    while (task := inbox.get()) is not None:
+        task()
+
+
+def _workers(count: int) -> list[SimpleQueue]:
+    """The inboxes of `count` worker threads, which are started on first use."""
     with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(
-                max(1, get_num_threads() - 1), thread_name_prefix="tensorlite"
-            )
-        # Each task runs in a copy of the caller's context, so that np.errstate holds in it.
-        return [_pool.submit(contextvars.copy_context().run, task) for task in tasks]
+        while len(_inboxes) < count:
+            inbox: SimpleQueue = SimpleQueue()
+            name = f"tensorlite-{len(_inboxes) + 1}"
+            threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
+            _inboxes.append(inbox)
+        return _inboxes[:count]
 
 
 def _run(body: Callable[[int, int, int], Result], start: int, stop: int, worker: int) -> Result:
+    # NumPy copies an operand that is repeated along rows, such as a per-channel vector, unless rows
+    # are at least as long as its buffer, 8192 elements by default. Ours have about WIDE.
+    np.setbufsize(BUFFER)
     _local.inside = True
     try:
         return body(start, stop, worker)
@@ -113,19 +124,36 @@ def parallel_for(n: int, body: Callable[[int, int, int], Result], grain: int = 1
     if n <= 0:
         return []
     workers = max(1, min(get_num_threads(), n // max(1, grain)))
-    if workers == 1 or _local.inside:
+    if _local.inside:
         return [body(0, n, 0)]
+    if workers == 1:
+        return [contextvars.copy_context().run(_run, body, 0, n, 0)]
     bounds = [n * i // workers for i in range(workers + 1)]
+    done: SimpleQueue = SimpleQueue()
 
-    def task(worker: int) -> Callable[[], Result]:
-        return lambda: _run(body, bounds[worker], bounds[worker + 1], worker)
+    def task(worker: int, context: contextvars.Context) -> None:
+        # In a copy of the caller's context, so that np.errstate holds in it.
+        try:
+            result = context.run(_run, body, bounds[worker], bounds[worker + 1], worker)
+            done.put((worker, result, None))
+        except BaseException as error:
+            done.put((worker, None, error))
 
-    futures = _submit([task(worker) for worker in range(1, workers)])
-    try:
-        first = task(0)()
-    finally:
-        wait(futures)  # never leave while a worker still writes into the caller's arrays
-    return [first, *(future.result() for future in futures)]
+    for worker, inbox in enumerate(_workers(workers - 1), start=1):
+        inbox.put(functools.partial(task, worker, contextvars.copy_context()))
+    task(0, contextvars.copy_context())
+    parts: dict[int, Any] = {}
+    interrupt: BaseException | None = None
+    while len(parts) < workers:  # never leave while a worker still writes into the caller's arrays
+        try:
+            worker, result, error = done.get()
+            parts[worker] = result, error
+        except BaseException as caught:
+            interrupt = caught
+    for failure in (*(parts[worker][1] for worker in range(workers)), interrupt):
+        if failure is not None:
+            raise failure
+    return [parts[worker][0] for worker in range(workers)]
 
 
 def bands(start: int, stop: int, lines: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
