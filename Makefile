@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # The CPU build of PyTorch that parity tests compare with; tests skip without it.
 TORCH  ?= torch==2.13.0
 
-.PHONY: train test test-long lint lines clean
+.PHONY: train test test-long bench lint lines clean
 
 train: $(VENV)/run.stamp
 	$(BIN)/python -m recres.train $(ARGS)
@@ -17,6 +17,11 @@ test: $(VENV)/test.stamp lint
 
 test-long: $(VENV)/test.stamp
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -m "long or not long" $(ARGS)
+
+# The engine beside PyTorch and other NumPy engines: 20 minutes on 2 idle cores.
+bench: $(VENV)/test.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m bench.cpu $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .

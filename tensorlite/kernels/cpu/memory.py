@@ -3,7 +3,7 @@
 A fresh large array costs a page fault for every few kilobytes on its first use, which is as much
 as computing it. `empty` hands out ordinary arrays on pooled memory; when the last reference to one
 (and to its views) goes, its memory comes back by itself. In a training loop every step asks for
-the same sizes, so from the second step on nothing is allocated.
+the same sizes, so after the first few nothing is allocated.
 """
 
 from __future__ import annotations
