@@ -10,6 +10,8 @@ reduction bit-equal from run to run.
 from __future__ import annotations
 
 import contextvars
+import ctypes
+import dataclasses
 import functools
 import os
 import threading
@@ -24,6 +26,15 @@ Result = TypeVar("Result")
 BUFFER = 512  # elements of NumPy's buffer in a kernel; see _run
 
 
+@dataclasses.dataclass
+class _Worker:
+    """A thread that does what comes into its inbox; `avoids` is the core it may not run on."""
+
+    inbox: SimpleQueue
+    thread: Any
+    avoids: int | None = None
+
+
 class _Local(threading.local):
     """What each thread keeps to itself: its scratch buffers and whether it is inside a body."""
 
@@ -34,7 +45,7 @@ class _Local(threading.local):
 
 _lock = threading.Lock()
 _local = _Local()
-_inboxes: list[SimpleQueue] = []  # of the worker threads; the caller is the first worker itself
+_workers: list[_Worker] = []  # beside the caller, who does the first part
 _num_threads: int | None = None
 _blas_limit: Any = None
 
@@ -43,6 +54,16 @@ def _available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _core_reader() -> Callable[[], int] | None:
+    """A function that says which core the caller runs on; None where the system has none."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    return getattr(ctypes.CDLL(None), "sched_getcpu", None)
+
+
+_current_core = _core_reader()
 
 
 def get_num_threads() -> int:
@@ -60,8 +81,8 @@ def set_num_threads(n: int) -> None:
         raise ValueError(f"set_num_threads: expected a whole number of at least 1, got {n!r}")
     with _lock:
         _num_threads = int(n)
-        while len(_inboxes) >= n:
-            _inboxes.pop().put(None)
+        while len(_workers) >= n:
+            _workers.pop().inbox.put(None)
 
 
 def _limit_blas() -> None:
@@ -76,8 +97,8 @@ def _limit_blas() -> None:
 
 def _forget_workers() -> None:
     """A forked child has none of its parent's threads and must start its own."""
-    global _inboxes, _lock
-    _inboxes, _lock = [], threading.Lock()
+    global _workers, _lock
+    _workers, _lock = [], threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -90,15 +111,34 @@ def _serve(inbox: SimpleQueue) -> None:
         task()
 
 
-def _workers(count: int) -> list[SimpleQueue]:
-    """The inboxes of `count` worker threads, which are started on first use."""
+def _start_worker(number: int) -> _Worker:
+    inbox: SimpleQueue = SimpleQueue()
+    thread = threading.Thread(
+        target=_serve, args=(inbox,), name=f"tensorlite-{number}", daemon=True
+    )
+    thread.start()
+    return _Worker(inbox, thread.native_id)
+
+
+def _awake(count: int) -> list[_Worker]:
+    """`count` workers, started on first use and kept off the core that the caller is on.
+
+    A system wakes a thread on the core of the one that wakes it, and takes up to 20 ms to notice
+    that it had better run on another, idle one: long enough to make a call after a pause twice as
+    slow. All the other cores stay open to it.
+    """
     with _lock:
-        while len(_inboxes) < count:
-            inbox: SimpleQueue = SimpleQueue()
-            name = f"tensorlite-{len(_inboxes) + 1}"
-            threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
-            _inboxes.append(inbox)
-        return _inboxes[:count]
+        while len(_workers) < count:
+            _workers.append(_start_worker(len(_workers) + 1))
+        chosen = _workers[:count]
+        if _current_core is not None:
+            here = _current_core()
+            for worker in chosen:
+                if worker.avoids != here:
+                    others = os.sched_getaffinity(0) - {here}
+                    os.sched_setaffinity(worker.thread, others or {here})
+                    worker.avoids = here
+        return chosen
 
 
 def _run(body: Callable[[int, int, int], Result], start: int, stop: int, worker: int) -> Result:
@@ -139,21 +179,21 @@ def parallel_for(n: int, body: Callable[[int, int, int], Result], grain: int = 1
         except BaseException as error:
             done.put((worker, None, error))
 
-    for worker, inbox in enumerate(_workers(workers - 1), start=1):
-        inbox.put(functools.partial(task, worker, contextvars.copy_context()))
+    for number, worker in enumerate(_awake(workers - 1), start=1):
+        worker.inbox.put(functools.partial(task, number, contextvars.copy_context()))
     task(0, contextvars.copy_context())
     parts: dict[int, Any] = {}
     interrupt: BaseException | None = None
     while len(parts) < workers:  # never leave while a worker still writes into the caller's arrays
         try:
-            worker, result, error = done.get()
-            parts[worker] = result, error
+            number, result, error = done.get()
+            parts[number] = result, error
         except BaseException as caught:
             interrupt = caught
-    for failure in (*(parts[worker][1] for worker in range(workers)), interrupt):
+    for failure in (*(parts[number][1] for number in range(workers)), interrupt):
         if failure is not None:
             raise failure
-    return [parts[worker][0] for worker in range(workers)]
+    return [parts[number][0] for number in range(workers)]
 
 
 def bands(start: int, stop: int, lines: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
