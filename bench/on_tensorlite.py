@@ -102,9 +102,8 @@ def network(row: Row, arrays: Iterator[tuple[str, np.ndarray]]) -> Run:
 
 
 def inference(net: ResNet, x: tl.Tensor) -> Run:
-    """The one place that decides how we infer, for plain and folded rows alike: the engine may fold
-    the batch norms of a network in eval mode by itself."""
-    net.eval()
+    """How we infer, in plain and folded rows alike: as users are told to for many inferences."""
+    net.fold()
 
     def run() -> dict[str, Any]:
         with tl.no_grad():

@@ -37,20 +37,20 @@ class Stream:
       Kept: k times what a frame passes on in the k-th block.
     * average pooling over frames: one frame's work in every layer.
 
-    The model is put into evaluation mode, and stays in it. Call `reset` when its weights have
-    changed.
+    The model is folded (`Module.fold`), and stays so. Call `reset` when its weights have changed.
     """
 
     def __init__(self, model: VideoResNet) -> None:
         if not isinstance(model, VideoResNet):
             raise TypeError("model: expected a network for chunks of frames (VideoResNet), got "
                             f"{type(model).__name__}")
-        self.model = model.eval()
+        self.model = model
         self._last = getattr(model, "readout", "mean") == "last"
         self.reset()
 
     def reset(self) -> None:
         """Forget the frames so far: a new video begins."""
+        self.model.fold()
         self._shape: tuple[int, ...] | None = None
         # By block: what each version of the frame before passes on, the youngest window's first.
         self._before: dict[str, list[Any]] = {}
@@ -68,7 +68,7 @@ class Stream:
         """
         x = self._check(frame)
         if self.model.training:
-            self.model.eval()
+            self.model.fold()
         before: dict[str, list[Any]] = {}
         versions = self._blocks(self.model.stem(x), before)
         logits, sums = self._read_out(versions, len(x)) if versions else (None, [])

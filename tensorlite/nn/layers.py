@@ -174,6 +174,7 @@ def conv_norm(x: Activation, conv: Conv2d, norm: BatchNorm2d, relu: bool = False
         mode=norm.mode,
         momentum=norm.momentum,
         eps=norm.eps,
+        kept=conv.kept,
     )
 
 

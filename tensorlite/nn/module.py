@@ -77,6 +77,7 @@ class Module:
     """
 
     training: bool = True
+    kept: dict[str, Any] | None = None  # what `fold` lets a layer keep between inferences
     _buffers: tuple[str, ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -169,11 +170,28 @@ class Module:
         """Set `training` on every module of the tree; returns the module."""
         for module in self.modules():
             module.training = bool(mode)
+            module.kept = None
         return self
 
     def eval(self) -> Self:
         """`train(False)`: running statistics, no dropout."""
         return self.train(False)
+
+    def fold(self) -> Self:
+        """`eval()` with the weights taken as fixed, for inference within `no_grad`.
+
+        What depends on weights alone (batch norms folded into convolutions, transformed filters) is
+        computed once and kept. Weights changed afterwards are not seen until `fold` is called
+        again; `train`, `eval`, `load_state_dict` and `to` end or renew it by themselves.
+        """
+        self.eval()
+        for module in self.modules():
+            module.kept = {}
+        return self
+
+    def _forget_kept(self) -> None:
+        for module in self.modules():
+            module.kept = None if module.kept is None else {}
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Set whether the parameters of the tree are trained; returns the module."""
@@ -198,6 +216,7 @@ class Module:
                 array = array.astype(dtype, copy=False)
             return array if device is None else to_device(array, device)
 
+        self._forget_kept()
         for parameter in self.parameters():
             parameter.zero_grad()
             parameter.data = moved(parameter.data)
@@ -237,6 +256,7 @@ class Module:
                 array[...] = array_module(array).asarray(state[name])
                 if isinstance(target, Parameter):
                     target.data = array  # tells the engine that saved copies are stale
+        self._forget_kept()
         return report
 
     # Looks

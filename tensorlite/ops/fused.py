@@ -182,13 +182,14 @@ class ConvNorm(Function):
 def conv_norm(x: Activation, weight: Tensor, gamma: Tensor, beta: Tensor, running_mean: Array,
               running_var: Array, *, relu: bool = False, stride: Any = 1, padding: Any = 0,
               dilation: Any = 1, mode: str = "train", momentum: float = 0.1,
-              eps: float = 1e-5) -> Activation:
+              eps: float = 1e-5, kept: dict[str, Array] | None = None) -> Activation:
     """``batch_norm(conv2d(x, weight), …)``, then relu if asked, without storing them.
 
     x (N, H, W, C_in) is a tensor or the result of another conv_norm; see `conv2d` and `batch_norm`
     for the rest. The result is read by conv_norm, `max_pool2d` and `block_join`; ``.tensor()``, or
     `value_of`, makes it an ordinary tensor. In inference (`no_grad`, mode ``"eval"``) the norm is
-    part of the convolution and nothing is kept.
+    part of the convolution and nothing is kept, except in the dictionary `kept` what can be computed
+    once as long as no argument but x changes.
     """
     norms = {"running_mean": running_mean, "running_var": running_var, "mode": mode,
              "momentum": momentum, "eps": eps}
@@ -204,7 +205,8 @@ def conv_norm(x: Activation, weight: Tensor, gamma: Tensor, beta: Tensor, runnin
     if mode == "eval" and not state.recording:
         def finish(residual: Tensor | None, relu: bool) -> Tensor:
             return FoldedConvNorm.apply(tensor, weight, gamma, beta, residual, relu=relu,
-                                        source=source, geometry=geometry, statistics=norms)
+                                        source=source, geometry=geometry, statistics=norms,
+                                        kept=kept)
         return finish(None, True) if relu else Pending(shape, finish)
     norm = Norm(relu)
     z = ConvNorm.apply(tensor, weight, gamma, beta, source=source, norm=norm, geometry=geometry,
@@ -221,11 +223,16 @@ class FoldedConvNorm(Function):
     @staticmethod
     def forward(ctx: Node, x: Array, weight: Array, gamma: Array, beta: Array,
                 residual: Array | None, *, relu: bool, source: Norm | None, geometry: dict,
-                statistics: dict) -> Array:
-        _, _, scale, shift = norm_vectors(x, None, gamma, beta, **statistics)
+                statistics: dict, kept: dict[str, Array] | None) -> Array:
+        if kept is None or "shift" not in kept:
+            _, _, scale, shift = norm_vectors(x, None, gamma, beta, **statistics)
+            if kept is not None:
+                kept["weight"], kept["shift"] = weight * scale, shift
+        if kept is not None:
+            weight, scale, shift = kept["weight"], None, kept["shift"]
         y, _ = kernels.of(x).conv2d_forward(
             x, weight, prologue=None if source is None else source.activation,
-            epilogue=Epilogue(scale, shift, residual, relu), **geometry)
+            epilogue=Epilogue(scale, shift, residual, relu), kept=kept, **geometry)
         return y
 
     @staticmethod

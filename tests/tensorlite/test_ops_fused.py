@@ -225,8 +225,32 @@ def test_inference_folds_the_norms_and_keeps_nothing(name):
                    for name, recording in nodes)
     with tl.no_grad(), tl.unfused():
         simple = model(x).data
-    assert_same({"logits": folded, "recorded": model(x).data},
-                {"logits": simple, "recorded": simple})
+    model.fold()
+    with tl.no_grad():
+        once, again = model(x).data, model(x).data
+    assert_same({"logits": folded, "recorded": model(x).data, "folded": once, "again": again},
+                dict.fromkeys(("logits", "recorded", "folded", "again"), simple))
+
+
+@pytest.mark.parametrize("renew", [
+    lambda model, state: model.fold(),
+    lambda model, state: model.eval(),
+    lambda model, state: model.load_state_dict(state),
+    lambda model, state: model.to(dtype=np.float32).to(dtype=np.float64),
+])
+def test_what_a_folded_model_keeps_is_renewed(renew):
+    model = resnet18(3, width=32, rng=0).to(dtype=np.float64).fold()
+    x = tl.Tensor(np.random.default_rng(0).standard_normal((2, 64, 64, 3)))
+    with tl.no_grad():
+        before = model(x).data
+        for p in model.parameters():
+            p.data *= 1.5
+        renew(model, model.state_dict())
+        after = model(x).data
+        with tl.unfused():
+            expected = model(x).data
+    assert np.abs(after - expected).max() <= 1e-9 * np.abs(expected).max()
+    assert np.abs(after - before).max() > 1e-3 * np.abs(before).max()
 
 
 def test_a_deferred_activation_is_not_stored():

@@ -322,13 +322,14 @@ def _is_winograd(
     padding: Pair,
     dilation: Pair,
     groups: int,
+    kept: bool = False,
 ) -> bool:
     """Whether Winograd's filtering can do a convolution with outputs of `size`, and is quicker."""
     return (
         weight.shape[:2] == (3, 3)
         and (stride, dilation, groups) == ((1, 1), (1, 1), 1)
         and max(padding) <= 2
-        and winograd.wins(len(x), size, x.shape[3], weight.shape[3])
+        and winograd.wins(len(x), size, x.shape[3], weight.shape[3], kept)
     )
 
 
@@ -344,12 +345,14 @@ def conv2d_forward(
     prologue: Prologue | None = None,
     statistics: bool = False,
     epilogue: Epilogue | None = None,
+    kept: dict[str, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Moments | None]:
     """Cross-correlation y[o] = sum_t x[o*stride + t*dilation - padding] w[t] + bias.
 
     x (N,H,W,Cin), weight (kh,kw,Cin/groups,Cout) -> y (N,OH,OW,Cout). A prologue is applied to x
     as it is read; padding is zeros after it. With statistics, the moments of y come along; an
-    epilogue is applied to y after them.
+    epilogue is applied to y after them. `kept` keeps what depends on the weight alone from one call
+    to the next, for a weight that does not change.
     """
     kernel: Pair = weight.shape[:2]
     size = _output_size(x.shape, kernel, stride, padding, dilation)
@@ -359,8 +362,8 @@ def conv2d_forward(
         # Scaling the weights is less work than scaling the outputs.
         weight, epilogue = weight * epilogue.scale, epilogue._replace(scale=None)
     finish = finish_forward(bias, statistics, epilogue, y.dtype)
-    if _is_winograd(x, weight, size, stride, padding, dilation, groups):
-        tiles = winograd.forward(Source(x, prologue=prologue), weight, y, padding, finish)
+    if _is_winograd(x, weight, size, stride, padding, dilation, groups, kept is not None):
+        tiles = winograd.forward(Source(x, prologue=prologue), weight, y, padding, finish, kept)
         return y, merge_moments(tiles, y.shape[3], y.dtype) if statistics else None
     if kernel == (1, 1) and padding == (0, 0):
         x, stride = _thin(x, stride, size), (1, 1)

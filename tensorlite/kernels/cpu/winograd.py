@@ -64,6 +64,7 @@ _AT = np.array(
 WORKSPACE = 1 << 22
 MIN_TILES = 64
 GRAIN_FLOPS = 1 << 21  # multiply-adds below which a second thread costs more than it brings
+KEPT_FILTER = 20  # ns to read and pack a transformed filter, in `wins`
 FILTERS = 1 << 13  # filters transformed at a time: input and output stay in the inner cache
 
 
@@ -83,8 +84,9 @@ def _transforms(dtype: np.dtype) -> _Transforms:
     return _Transforms(*(np.ascontiguousarray(m, dtype) for m in (_G, *both)))
 
 
-def wins(images: int, size: Pair, channels: int, outputs: int) -> bool:
-    """Whether the transforms are repaid, for outputs of `size`.
+def wins(images: int, size: Pair, channels: int, outputs: int, kept: bool = False) -> bool:
+    """Whether the transforms are repaid, for outputs of `size`; with kept, those of the filters are
+    there already.
 
     The estimate is in ns of a Zen 3 core: 0.026 a multiply-add of a product, for a tile's transform
     42 an input channel and 22 an output, and for a filter 60 (its transform, and packing it for
@@ -94,7 +96,8 @@ def wins(images: int, size: Pair, channels: int, outputs: int) -> bool:
     product = channels * outputs
     tile = 36 * product * 0.026 + 42 * channels + 22 * outputs
     direct = 9 * images * size[0] * size[1] * product * 0.026
-    return rows * columns * images * tile + 60 * product < 0.95 * direct
+    filters = (KEPT_FILTER if kept else 60) * product
+    return rows * columns * images * tile + filters < 0.95 * direct
 
 
 def _grid(size: Pair) -> Pair:
@@ -200,11 +203,18 @@ def forward(
     out: np.ndarray,
     padding: Pair,
     finish: Finish | None,
+    kept: dict[str, np.ndarray] | None = None,
 ) -> list:
-    """out (N,OH,OW,D) = source (N,H,W,C) * weight (3,3,C,D); what `finish` left of each band."""
+    """out (N,OH,OW,D) = source (N,H,W,C) * weight (3,3,C,D); what `finish` left of each band.
+
+    The transformed filters are put into `kept`, or taken from it.
+    """
+    kept = {} if kept is None else kept
+    if "filters" not in kept:
+        kept["filters"] = _filters(weight, flipped=False)
     rows, columns = _grid(out.shape[1:3])
     channels, outputs = weight.shape[2:]
-    output = _Output(_filters(weight, flipped=False), out, finish)
+    output = _Output(kept["filters"], out, finish)
     limit = _limit(columns, channels + outputs, out.dtype)
     offset = (-padding[0], -padding[1])
 
