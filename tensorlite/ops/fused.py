@@ -188,8 +188,8 @@ def conv_norm(x: Activation, weight: Tensor, gamma: Tensor, beta: Tensor, runnin
     x (N, H, W, C_in) is a tensor or the result of another conv_norm; see `conv2d` and `batch_norm`
     for the rest. The result is read by conv_norm, `max_pool2d` and `block_join`; ``.tensor()``, or
     `value_of`, makes it an ordinary tensor. In inference (`no_grad`, mode ``"eval"``) the norm is
-    part of the convolution and nothing is kept, except in the dictionary `kept` what can be computed
-    once as long as no argument but x changes.
+    part of the convolution and nothing is kept, except in the dictionary `kept` what can be
+    computed once as long as no argument but x changes.
     """
     norms = {"running_mean": running_mean, "running_var": running_var, "mode": mode,
              "momentum": momentum, "eps": eps}
