@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from bench import reference
-from bench.rows import CLASSES, Row
+from bench.rows import CLASSES, Row, Run, phases
 
-Run = Callable[[], dict[str, Any]]
 Arrays = Iterator[tuple[str, np.ndarray]]
 
 # Weights have their outputs last in tensorlite, first in PyTorch.
@@ -70,14 +69,7 @@ def layer(row: Row, forward: Callable[[], torch.Tensor], inputs: dict[str, torch
         return dict(zip(names, torch.autograd.grad(y, leaves, grad, retain_graph=retain_graph),
                         strict=True))
 
-    def both() -> dict[str, Any]:
-        y = forward()
-        return {"y": y, **gradients(y, retain_graph=False)}
-
-    if row.phase == "backward":
-        y = forward()
-        return lambda: gradients(y, retain_graph=True)
-    return both if row.phase == "both" else lambda: {"y": forward()}
+    return phases(row, forward, gradients)
 
 
 def conv(row: Row, variant: str, arrays: Arrays) -> Run:

@@ -9,10 +9,8 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 import tensorlite as tl
-from bench.rows import CLASSES, Row
+from bench.rows import CLASSES, Row, Run, phases
 from recres.models import RecurrentResNet, ResNet
-
-Run = Callable[[], dict[str, Any]]
 
 
 def about() -> str:
@@ -52,14 +50,7 @@ def layer(row: Row, forward: Callable[[], tl.Tensor], inputs: dict[str, tl.Tenso
         y.backward(grad, retain_graph=retain_graph)
         return {f"grad.{name}": tensor.grad for name, tensor in inputs.items()}
 
-    def both() -> dict[str, Any]:
-        y = forward()
-        return {"y": y, **gradients(y, retain_graph=False)}
-
-    if row.phase == "backward":
-        y = forward()
-        return lambda: gradients(y, retain_graph=True)
-    return both if row.phase == "both" else lambda: {"y": forward()}
+    return phases(row, forward, gradients)
 
 
 def conv(row: Row, arrays: Iterator[tuple[str, np.ndarray]]) -> Run:

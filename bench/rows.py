@@ -7,11 +7,13 @@ that does it in each of the `on_*.py` modules; its `sides` are our engine and th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+Run = Callable[[], dict[str, Any]]  # one run of a side's part of a row, and what it computed
 BATCH, SIZE, CLASSES = 8, 224, 101
 
 
@@ -184,3 +186,18 @@ def avoid_zero(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> None:
     axes = tuple(range(x.ndim - 1))
     normed = gamma * ((x - x.mean(axes)) / x.std(axes)) + beta
     x += np.where(np.abs(normed) < 1e-3, np.float32(0.01), np.float32(0))
+
+
+def phases(row: Row, forward: Callable[[], Any], gradients: Callable[..., dict[str, Any]]) -> Run:
+    """A layer's forward, its backward alone, or both, by the row's phase.
+
+    gradients(y, retain_graph=…) walks back from what forward made.
+    """
+    def both() -> dict[str, Any]:
+        y = forward()
+        return {"y": y, **gradients(y, retain_graph=False)}
+
+    if row.phase == "backward":
+        y = forward()
+        return lambda: gradients(y, retain_graph=True)
+    return both if row.phase == "both" else lambda: {"y": forward()}

@@ -14,17 +14,16 @@ import numpy as np
 
 from tensorlite.kernels.contract import Epilogue, Mask, NormGrad, Prologue
 from tensorlite.kernels.cpu import memory
-from tensorlite.kernels.cpu.elementwise import GRAIN, keep_positive, rectify, wide, widen
+from tensorlite.kernels.cpu.elementwise import accumulate, keep_active, rectify, wide, widen
 from tensorlite.kernels.cpu.normalisation import (
     Tile,
     tile_grad_sums,
     tile_moments,
     wide_norm_grad,
 )
-from tensorlite.kernels.cpu.threads import parallel_for, scratch
+from tensorlite.kernels.cpu.threads import Band, scratch
 
 Pair = tuple[int, int]
-Band = tuple[int, int, int, int]  # first image, last image + 1, first line, last line + 1
 Finish = Callable[[np.ndarray, Band], list]  # changes a band's (pixels, D), may leave something
 
 
@@ -165,11 +164,7 @@ def finish_masked(z: np.ndarray, mask: Mask, dtype: np.dtype) -> Finish:
     def finish(rows: np.ndarray, band: Band) -> list[tuple[np.ndarray, np.ndarray]]:
         values = band_rows(z, band)
         if mask.activation.relu:
-            for out, value in wide(rows, values):
-                t = scratch("activation", value.shape, value.dtype)
-                np.multiply(value, scale[: t.shape[1]], out=t)
-                t += shift[: t.shape[1]]
-                keep_positive(out, t, out)
+            keep_active(rows, values, scale, shift)
         return [tile_grad_sums(rows, values, mean)]
 
     return finish
@@ -179,12 +174,7 @@ def add_in_order(parts: list[np.ndarray], shape: tuple[int, ...], dtype: np.dtyp
     """The sum of the workers' parts, each of that shape, in the first of them; zeros if none."""
     if not parts:
         return memory.zeros(shape, dtype)
-    first, *others = (part.reshape(-1) for part in parts)
-
-    def body(start: int, stop: int, worker: int) -> None:
-        for other in others:
-            first[start:stop] += other[start:stop]
-
-    if others:
-        parallel_for(len(first), body, GRAIN)
-    return parts[0].reshape(shape)
+    first, *others = parts
+    for other in others:
+        accumulate(first, other)
+    return first.reshape(shape)

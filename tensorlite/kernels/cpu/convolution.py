@@ -17,7 +17,7 @@ stride-1 correlation with that subset, flipped.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -545,28 +545,15 @@ def conv2d_backward(
         if mask is not None and needs[0]:
             sums = merge_grad_sums(tiles, x.shape[3], grad.dtype)
         return dx, sums, dw
+    geometry: dict[str, Any] = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "norm_grad": norm_grad,
+    }
     if needs[0]:
-        dx, sums = conv2d_grad_input(
-            grad,
-            weight,
-            x.shape,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            norm_grad=norm_grad,
-            mask=mask,
-        )
+        dx, sums = conv2d_grad_input(grad, weight, x.shape, mask=mask, **geometry)
     if needs[1]:
-        dw = conv2d_grad_weight(
-            x,
-            grad,
-            weight.shape[:2],
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            prologue=prologue,
-            norm_grad=norm_grad,
-        )
+        dw = conv2d_grad_weight(x, grad, weight.shape[:2], prologue=prologue, **geometry)
     return dx, sums, dw

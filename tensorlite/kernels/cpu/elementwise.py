@@ -103,6 +103,18 @@ def keep_positive(grad: np.ndarray, value: np.ndarray, out: np.ndarray) -> None:
     np.bitwise_and(grad.view(bits), mask, out=out.view(bits))
 
 
+def keep_active(grad: np.ndarray, z: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> None:
+    """Set grad to zero, in place, where relu cuts z * scale + shift.
+
+    grad and z are contiguous (rows, C); scale and shift are widened.
+    """
+    for out, value in wide(grad, z):
+        t = scratch("activation", value.shape, value.dtype)
+        np.multiply(value, scale[: t.shape[1]], out=t)
+        t += shift[: t.shape[1]]
+        keep_positive(out, t, out)
+
+
 def affine(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = False) -> np.ndarray:
     """x * scale + shift per channel, then relu if asked. x (..., C); scale, shift (C,)."""
     rows = rows_of(x)

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tensorlite.kernels.contract import GradSums, Prologue, Term
-from tensorlite.kernels.cpu.elementwise import keep_positive, rectify, wide, widen
+from tensorlite.kernels.contract import GradSums, Term
+from tensorlite.kernels.cpu.elementwise import keep_active, keep_positive, rectify, wide, widen
 from tensorlite.kernels.cpu.memory import empty_like
 from tensorlite.kernels.cpu.normalisation import merge_grad_sums, tile_grad_sums
 from tensorlite.kernels.cpu.threads import parallel_for, scratch
@@ -135,6 +135,12 @@ def join_backward(
     sources = [_Frames(t.value, chunks, flat) for t in terms]
     targets = [_Frames(r, chunks, flat) for r in results]
     channels, times = y.shape[3], target.times
+    vectors = [
+        (widen(t.activation.scale, y.dtype), widen(t.activation.shift, y.dtype))
+        if t.activation
+        else ()
+        for t in terms
+    ]
     centres = [None if m is None else widen(m, y.dtype) for m in means]
     step = max(1, CHUNK // max(1, channels))
     def finish(number: int, own: np.ndarray, source: np.ndarray) -> Sums:
@@ -142,7 +148,7 @@ def join_backward(
         if activation is None or centre is None:
             return []
         if activation.relu:
-            _cut(own, source, activation)
+            keep_active(own, source, *vectors[number])
         return [(number, tile_grad_sums(own, source, centre))]
 
     def body(start: int, stop: int, worker: int) -> Sums:
@@ -176,16 +182,6 @@ def join_backward(
         (dx, None if mean is None else merge_grad_sums(own, channels, y.dtype))
         for dx, mean, own in zip(results, means, tiles, strict=True)
     ]
-
-
-def _cut(grad: np.ndarray, z: np.ndarray, activation: Prologue) -> None:
-    """Set grad to zero, in place, where the activation's relu cut; (rows, C) each."""
-    scale, shift = widen(activation.scale, z.dtype), widen(activation.shift, z.dtype)
-    for out, value in wide(grad, z):
-        t = scratch("activation", value.shape, value.dtype)
-        np.multiply(value, scale[: t.shape[1]], out=t)
-        t += shift[: t.shape[1]]
-        keep_positive(out, t, out)
 
 
 def _clear_unused(array: np.ndarray, chunks: int, times: int, offset: int) -> None:

@@ -29,10 +29,9 @@ from tensorlite.kernels.cpu.normalisation import (
     norm_backward_sums,
     tile_grad_sums,
 )
-from tensorlite.kernels.cpu.threads import bands, parallel_for, scratch
+from tensorlite.kernels.cpu.threads import Band, bands, parallel_for, scratch
 
 Pair = tuple[int, int]
-Band = tuple[int, int, int, int]  # first image, last image + 1, first line, last line + 1
 Where = tuple[slice, slice, slice]  # images, lines, columns
 Views = list[tuple[slice, np.ndarray]]  # for each window cell: the outputs it serves, its values
 

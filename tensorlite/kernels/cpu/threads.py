@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 Result = TypeVar("Result")
+Band = tuple[int, int, int, int]  # first image, last image + 1, first line, last line + 1
 
 BUFFER = 512  # elements of NumPy's buffer in a kernel; see _run
 
@@ -196,11 +197,10 @@ def parallel_for(n: int, body: Callable[[int, int, int], Result], grain: int = 1
     return [parts[number][0] for number in range(workers)]
 
 
-def bands(start: int, stop: int, lines: int, limit: int) -> Iterator[tuple[int, int, int, int]]:
+def bands(start: int, stop: int, lines: int, limit: int) -> Iterator[Band]:
     """Cut lines start..stop of a stack of images, `lines` each, into bands of about `limit`.
 
-    Yields (first image, last image + 1, first line, last line + 1): either some lines of one
-    image or, where images are small, several whole images.
+    A band is either some lines of one image or, where images are small, several whole images.
     """
     at = start
     while at < stop:
