@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import numpy as np
 
 from ..tensor import Tensor
 
@@ -21,7 +21,7 @@ def one_dtype(x: Tensor, **others: Tensor | None) -> None:
 def pair(name: str, value: Pair, least: int) -> tuple[int, int]:
     """`value` for (height, width); ValueError naming the argument unless both are >= `least`."""
     both = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2 or not all(isinstance(v, Integral) and v >= least for v in both):
+    if len(both) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in both):
         raise ValueError(f"{name}: expected an integer >= {least} or a pair of them, got {value!r}")
     return int(both[0]), int(both[1])
 

@@ -21,7 +21,9 @@ from tensorlite.kernels.cpu.normalisation import (
     tile_moments,
     wide_norm_grad,
 )
-from tensorlite.kernels.cpu.threads import Band, scratch
+from tensorlite.kernels.cpu.threads import Band, bands, parallel_for, scratch
+
+GRAIN_VALUES = 1 << 17  # values copied or finished, below which one thread does
 
 Pair = tuple[int, int]
 Finish = Callable[[np.ndarray, Band], list]  # changes a band's (pixels, D), may leave something
@@ -168,6 +170,23 @@ def finish_masked(z: np.ndarray, mask: Mask, dtype: np.dtype) -> Finish:
         return [tile_grad_sums(rows, values, mean)]
 
     return finish
+
+
+def finish_later(out: np.ndarray, finish: Finish | None) -> list:
+    """Finish the whole of an output of few pixels, whose parts were not workers' own bands; what
+    finish left."""
+    if finish is None:
+        return []
+    count, height, width, channels = out.shape
+
+    def body(start: int, stop: int, worker: int) -> list:
+        left: list = []
+        for band in bands(start, stop, height, count * height):
+            left += finish(band_rows(out, band), band)
+        return left
+
+    parts = parallel_for(count * height, body, grain=1 + GRAIN_VALUES // (width * channels))
+    return [item for part in parts for item in part]
 
 
 def add_in_order(parts: list[np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

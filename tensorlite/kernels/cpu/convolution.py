@@ -31,6 +31,7 @@ from tensorlite.kernels.contract import (
 )
 from tensorlite.kernels.cpu import memory, pointwise, winograd
 from tensorlite.kernels.cpu.bands import (
+    GRAIN_VALUES,
     Band,
     Finish,
     Pair,
@@ -38,6 +39,7 @@ from tensorlite.kernels.cpu.bands import (
     add_in_order,
     band_view,
     finish_forward,
+    finish_later,
     finish_masked,
 )
 from tensorlite.kernels.cpu.normalisation import merge_grad_sums, merge_moments
@@ -51,7 +53,6 @@ MIN_PIXELS = 256  # fewer rows and a product spends its time reading the weights
 # Pixels a worker should have, else the workers share output channels, so many each: packing the
 # weights takes 10 % of a product of 100 rows, 2 % of one of 200 (OpenBLAS on Zen 3).
 FEW_PIXELS, MIN_OUTPUTS = 150, 64
-GRAIN_VALUES = 1 << 17  # values copied or finished, below which one thread does
 GRAIN_FLOPS = 1 << 21  # multiply-adds below which a second thread costs more than it brings
 
 
@@ -220,11 +221,13 @@ def _correlate(jobs: list[_Job]) -> list:
         return _correlate_channels(jobs[0])
     lines = [job.out.shape[0] * job.out.shape[1] for job in jobs]
     most = max(lines, default=0)
+    gathered = [
+        _Columns(job.source, job.window, job.out.shape[1:3], len(job.matrices), job.out.shape[3])
+        for job in jobs
+    ]
 
-    def share(job: _Job, start: int, stop: int) -> list:
-        _, height, width, channels = job.out.shape
-        groups = len(job.matrices)
-        columns = _Columns(job.source, job.window, (height, width), groups, channels)
+    def share(job: _Job, columns: _Columns, start: int, stop: int) -> list:
+        height, channels = job.out.shape[1], job.out.shape[3]
         direct = job.out.flags.c_contiguous
         left: list = []
         for band in bands(start, stop, height, columns.limit()):
@@ -240,8 +243,8 @@ def _correlate(jobs: list[_Job]) -> list:
 
     def body(start: int, stop: int, worker: int) -> list:
         left: list = []
-        for job, count in zip(jobs, lines, strict=True):
-            left += share(job, start * count // most, stop * count // most)
+        for job, columns, count in zip(jobs, gathered, lines, strict=True):
+            left += share(job, columns, start * count // most, stop * count // most)
         return left
 
     # Multiply-adds a line of the longest job, all jobs together.
@@ -272,19 +275,7 @@ def _correlate_channels(job: _Job) -> list:
         np.matmul(matrix, weights[:, start:stop], out=rows[:, start:stop])
 
     parallel_for(outputs, multiply, grain=MIN_OUTPUTS)
-    if job.finish is None:
-        return []
-    finish = job.finish
-
-    def body(start: int, stop: int, worker: int) -> list:
-        left: list = []
-        for band in bands(start, stop, height, count * height):
-            first, last = band[0] * height + band[2], (band[1] - 1) * height + band[3]
-            left += finish(rows[first * width : last * width], band)
-        return left
-
-    parts = parallel_for(count * height, body, grain=1 + GRAIN_VALUES // (width * outputs))
-    return [item for part in parts for item in part]
+    return finish_later(job.out, job.finish)
 
 
 def _has_few_pixels(job: _Job) -> bool:

@@ -26,8 +26,16 @@ from typing import NamedTuple
 import numpy as np
 
 from tensorlite.kernels.cpu import memory
-from tensorlite.kernels.cpu.bands import Band, Finish, Pair, Source, add_in_order
-from tensorlite.kernels.cpu.threads import bands, parallel_for, scratch
+from tensorlite.kernels.cpu.bands import (
+    Band,
+    Finish,
+    Pair,
+    Source,
+    add_in_order,
+    band_rows,
+    finish_later,
+)
+from tensorlite.kernels.cpu.threads import bands, get_num_threads, parallel_for, scratch
 
 _G = np.array(
     [
@@ -63,6 +71,8 @@ _AT = np.array(
 # 2 to 8 MB differ by 5 %.
 WORKSPACE = 1 << 22
 MIN_TILES = 64
+# Tiles a worker should have, else the workers share output channels, so many each.
+FEW_TILES, MIN_OUTPUTS = 16, 64
 GRAIN_FLOPS = 1 << 21  # multiply-adds below which a second thread costs more than it brings
 KEPT_FILTER = 20  # ns to read and pack a transformed filter, in `wins`
 FILTERS = 1 << 13  # filters transformed at a time: input and output stay in the inner cache
@@ -156,19 +166,18 @@ def _transformed(matrix: np.ndarray, tiles: np.ndarray, channels: int, name: str
     return out.reshape(len(matrix), -1, channels)
 
 
-def _write(tiles: np.ndarray, band: Band, columns: int, out: np.ndarray) -> np.ndarray:
-    """Put (16, tiles, D) into the lines of out that they cover; those lines as (pixels, D)."""
-    images, rows, outputs = band[1] - band[0], band[3] - band[2], tiles.shape[2]
-    first, last = 4 * band[2], min(4 * band[3], out.shape[1])
-    view = out[band[0] : band[1], first:last]
+def _write(tiles: np.ndarray, grid: Pair, lines: np.ndarray) -> None:
+    """Put (16, tiles, D), a grid of tiles an image, into the (images, lines, width, D) they cover;
+    what lies beyond those is left out."""
+    images, height, width, outputs = lines.shape
+    rows, columns = grid
     parts = tiles.reshape(4, 4, images, rows, columns, outputs).transpose(2, 3, 0, 4, 1, 5)
-    if (last - first, out.shape[2]) == (4 * rows, 4 * columns):
-        view.reshape(parts.shape)[...] = parts
+    if (height, width) == (4 * rows, 4 * columns):
+        lines.reshape(parts.shape)[...] = parts
     else:
-        whole = scratch("pixels", (images, 4 * rows, 4 * columns, outputs), out.dtype)
+        whole = scratch("pixels", (images, 4 * rows, 4 * columns, outputs), lines.dtype)
         whole.reshape(parts.shape)[...] = parts
-        view[...] = whole[:, : last - first, : out.shape[2]]
-    return view.reshape(-1, outputs)
+        lines[...] = whole[:, :height, :width]
 
 
 class _Output(NamedTuple):
@@ -188,8 +197,11 @@ class _Output(NamedTuple):
         matrix = _transforms(products.dtype).outputs
         tiles = scratch("tiles", (16, shape[1], shape[2]), products.dtype)
         np.matmul(matrix, products.reshape(36, -1), out=tiles.reshape(16, -1))
-        rows = _write(tiles, band, columns, self.out)
-        return [] if self.finish is None else self.finish(rows, (*band[:2], first, last))
+        _write(tiles, (band[3] - band[2], columns), self.out[band[0] : band[1], first:last])
+        if self.finish is None:
+            return []
+        band = (*band[:2], first, last)
+        return self.finish(band_rows(self.out, band), band)
 
 
 def _span(band: Band, columns: int, offset: Pair) -> tuple[Pair, Pair]:
@@ -214,11 +226,10 @@ def forward(
         kept["filters"] = _filters(weight, flipped=False)
     rows, columns = _grid(out.shape[1:3])
     channels, outputs = weight.shape[2:]
-    output = _Output(kept["filters"], out, finish)
     limit = _limit(columns, channels + outputs, out.dtype)
     offset = (-padding[0], -padding[1])
 
-    def body(start: int, stop: int, worker: int) -> list:
+    def fill(output: _Output, start: int, stop: int) -> list:
         left: list = []
         for band in bands(start, stop, rows, limit):
             pixels = source.padded(band[:2], *_span(band, columns, offset))
@@ -227,7 +238,18 @@ def forward(
             left += output.make(_transformed(matrix, tiles, channels, "transformed"), band, columns)
         return left
 
-    parts = parallel_for(len(out) * rows, body, _grain(columns, channels, outputs))
+    def own_rows(start: int, stop: int, worker: int) -> list:
+        return fill(_Output(kept["filters"], out, finish), start, stop)
+
+    def own_channels(start: int, stop: int, worker: int) -> list:
+        own = _Output(kept["filters"][..., start:stop], out[..., start:stop], None)
+        return fill(own, 0, len(out) * rows)
+
+    few = len(out) * rows * columns < FEW_TILES * get_num_threads()
+    if few and outputs >= 2 * MIN_OUTPUTS:
+        parallel_for(outputs, own_channels, MIN_OUTPUTS)
+        return finish_later(out, finish)
+    parts = parallel_for(len(out) * rows, own_rows, _grain(columns, channels, outputs))
     return [item for part in parts for item in part]
 
 
