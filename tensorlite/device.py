@@ -15,13 +15,14 @@ import numpy as np
 Array = Any  # numpy.ndarray or cupy.ndarray
 
 
-def _is_cupy(array: Array) -> bool:
-    return type(array).__module__.partition(".")[0] == "cupy"
+def is_on_gpu(array: Array) -> bool:
+    """Whether `array` is CuPy's."""
+    return type(array) is not np.ndarray and type(array).__module__.partition(".")[0] == "cupy"
 
 
 def array_module(array: Array) -> ModuleType:
     """``numpy`` or ``cupy``, whichever made `array`."""
-    if _is_cupy(array):
+    if is_on_gpu(array):
         import cupy
 
         return cupy
@@ -30,7 +31,7 @@ def array_module(array: Array) -> ModuleType:
 
 def device_of(array: Array) -> str:
     """``"cpu"`` or ``"cuda:N"``."""
-    return f"cuda:{array.device.id}" if _is_cupy(array) else "cpu"
+    return f"cuda:{array.device.id}" if is_on_gpu(array) else "cpu"
 
 
 def parse_device(device: str) -> str:

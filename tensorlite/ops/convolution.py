@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from .. import kernels
@@ -51,22 +52,32 @@ def convolution_geometry(x: Tensor, weight: Tensor, bias: Tensor | None, stride:
                          padding: Pair, dilation: Pair,
                          groups: int) -> tuple[dict[str, Any], tuple[int, ...]]:
     """Check the arguments of `conv2d`: the kernels' options, and the output's shape."""
-    if x.ndim != 4 or weight.ndim != 4:
-        raise ValueError(f"conv2d: expected x (N, H, W, C) and weight (kh, kw, C/groups, C_out), "
-                         f"got shapes {x.shape} and {weight.shape}")
-    if not isinstance(groups, int) or groups < 1 or weight.shape[3] % groups:
-        raise ValueError(f"groups: got {groups!r}, expected a positive divisor of the "
-                         f"{weight.shape[3]} output channels")
-    if x.shape[3] != weight.shape[2] * groups:
-        raise ValueError(f"weight: of shape {weight.shape} with groups {groups} takes "
-                         f"{weight.shape[2] * groups} input channels, x has {x.shape[3]}")
-    if 0 in weight.shape:
-        raise ValueError(f"weight: no length may be 0, got shape {weight.shape}")
-    if bias is not None and bias.shape != weight.shape[3:]:
-        raise ValueError(f"bias: expected shape {weight.shape[3:]}, got {bias.shape}")
     one_dtype(x, weight=weight, bias=bias)
+    steps, border, spread = (tuple(both) if isinstance(both, list) else both
+                             for both in (stride, padding, dilation))
+    return _geometry(x.shape, weight.shape, None if bias is None else bias.shape, steps, border,
+                     spread, groups)
+
+
+@functools.lru_cache(maxsize=1024, typed=True)  # a network asks for the same few again and again
+def _geometry(x: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None,
+              stride: Pair, padding: Pair, dilation: Pair,
+              groups: int) -> tuple[dict[str, Any], tuple[int, ...]]:
+    if len(x) != 4 or len(weight) != 4:
+        raise ValueError(f"conv2d: expected x (N, H, W, C) and weight (kh, kw, C/groups, C_out), "
+                         f"got shapes {x} and {weight}")
+    if not isinstance(groups, int) or groups < 1 or weight[3] % groups:
+        raise ValueError(f"groups: got {groups!r}, expected a positive divisor of the "
+                         f"{weight[3]} output channels")
+    if x[3] != weight[2] * groups:
+        raise ValueError(f"weight: of shape {weight} with groups {groups} takes "
+                         f"{weight[2] * groups} input channels, x has {x[3]}")
+    if 0 in weight:
+        raise ValueError(f"weight: no length may be 0, got shape {weight}")
+    if bias is not None and bias != weight[3:]:
+        raise ValueError(f"bias: expected shape {weight[3:]}, got {bias}")
     steps, border, spread = pair("stride", stride, 1), pair("padding", padding, 0), pair(
         "dilation", dilation, 1)
-    size = window_output("conv2d", x.shape[1:3], weight.shape[:2], steps, border, spread)
+    size = window_output("conv2d", x[1:3], weight[:2], steps, border, spread)
     geometry = {"stride": steps, "padding": border, "dilation": spread, "groups": groups}
-    return geometry, (x.shape[0], *size, weight.shape[3])
+    return geometry, (x[0], *size, weight[3])
