@@ -170,31 +170,34 @@ def parallel_for(n: int, body: Callable[[int, int, int], Result], grain: int = 1
     if workers == 1:
         return [contextvars.copy_context().run(_run, body, 0, n, 0)]
     bounds = [n * i // workers for i in range(workers + 1)]
+    parts: list[tuple[Any, BaseException | None] | None] = [None] * workers
     done: SimpleQueue = SimpleQueue()
 
     def task(worker: int, context: contextvars.Context) -> None:
         # In a copy of the caller's context, so that np.errstate holds in it.
         try:
             result = context.run(_run, body, bounds[worker], bounds[worker + 1], worker)
-            done.put((worker, result, None))
+            parts[worker] = result, None
         except BaseException as error:
-            done.put((worker, None, error))
+            parts[worker] = None, error
+        done.put(None)
 
     for number, worker in enumerate(_awake(workers - 1), start=1):
         worker.inbox.put(functools.partial(task, number, contextvars.copy_context()))
     task(0, contextvars.copy_context())
-    parts: dict[int, Any] = {}
     interrupt: BaseException | None = None
-    while len(parts) < workers:  # never leave while a worker still writes into the caller's arrays
+    # Never leave while a worker still writes into the caller's arrays. A signal may come when a word
+    # was taken and not yet counted: the parts, which are there before the word, are what is counted.
+    while None in parts:
         try:
-            number, result, error = done.get()
-            parts[number] = result, error
+            done.get()
         except BaseException as caught:
             interrupt = caught
-    for failure in (*(parts[number][1] for number in range(workers)), interrupt):
+    results = [part for part in parts if part is not None]
+    for failure in (*(error for _, error in results), interrupt):
         if failure is not None:
             raise failure
-    return [parts[number][0] for number in range(workers)]
+    return [result for result, _ in results]
 
 
 def bands(start: int, stop: int, lines: int, limit: int) -> Iterator[Band]:

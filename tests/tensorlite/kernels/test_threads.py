@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import subprocess
 import sys
 import threading
@@ -71,6 +72,35 @@ def test_the_callers_errstate_holds_in_workers():
     zero = np.zeros(1)
     with np.errstate(divide="raise"), pytest.raises(FloatingPointError):
         threads.parallel_for(2, lambda start, stop, worker: worker and np.divide(1.0, zero))
+
+
+def test_a_signal_between_taking_a_word_and_counting_it_loses_nothing(monkeypatch):
+    threads.set_num_threads(2)
+    threads.parallel_for(2, lambda *_: None)  # starts the worker
+
+    class Interrupted(queue.SimpleQueue):
+        """Its first word is taken, and then a signal comes."""
+
+        def get(self):
+            super().get()
+            if not seen:
+                seen.append(True)
+                raise KeyboardInterrupt
+
+    seen, done, caught = [], [], []
+    monkeypatch.setattr(threads, "SimpleQueue", Interrupted)
+
+    def call():
+        try:
+            threads.parallel_for(2, lambda start, stop, worker: done.append(worker))
+        except KeyboardInterrupt as error:
+            caught.append(error)
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(10)
+    assert not caller.is_alive(), "waits for a word that was already taken"
+    assert sorted(done) == [0, 1] and len(caught) == 1
 
 
 @pytest.mark.parametrize("n", [0, -1, 1.5, True, "2"])
