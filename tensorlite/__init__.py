@@ -19,6 +19,7 @@ from .ops import (
     avg_pool2d,
     batch_norm,
     block_join,
+    cast,
     concatenate,
     conv2d,
     conv_norm,
@@ -52,6 +53,7 @@ from .ops import (
     transpose,
 )
 from .ops.fused import Activation, unfused, value_of
+from .precision import autocast, set_tf32
 from .recording import Observer, no_grad, observe
 from .tensor import Tensor
 
@@ -66,9 +68,11 @@ __all__ = [
     "Step",
     "Tensor",
     "add",
+    "autocast",
     "avg_pool2d",
     "batch_norm",
     "block_join",
+    "cast",
     "concatenate",
     "conv2d",
     "conv_norm",
@@ -99,6 +103,7 @@ __all__ = [
     "relu",
     "reshape",
     "set_num_threads",
+    "set_tf32",
     "sigmoid",
     "softmax",
     "stack",

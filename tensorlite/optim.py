@@ -1,10 +1,11 @@
-"""Optimisers, gradient clipping and learning-rate schedules.
+"""Optimisers, gradient clipping, loss scaling and learning-rate schedules.
 
 On the CPU an optimiser walks over all its parameters in blocks that stay in the cache, spread over
 the threads, so that an update reads and writes memory about once although its formula takes a dozen
 elementwise operations. What it remembers of the parameters lies in one array, the small ones side
 by side, so that they make up blocks together. All is elementwise: neither blocks nor threads change
-the result.
+the result. On a GPU Adam updates all parameters in one launch, and `guarded_step` decides there
+whether to, so that the host need not wait.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from tensorlite import kernels
 from tensorlite.device import Array, array_module, to_device
 from tensorlite.kernels.cpu.threads import parallel_for, scratch
+from tensorlite.kernels.cuda import optimizer as cuda
 from tensorlite.nn.module import refuse_arrays, refuse_names
 from tensorlite.tensor import Tensor
+from tensorlite.transfer import read_later
 
 Parameters: TypeAlias = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 
@@ -32,6 +36,7 @@ Result = TypeVar("Result")
 # took 50 ms with blocks of 1 << 16, 35 with 1 << 17, 31 with these, 34 with 1 << 19: the threads
 # hand the interpreter to and fro with every call.
 _BLOCK = 1 << 18
+_ALIGNED = 64  # on a GPU, what is remembered of parameters begins at multiples of so many elements
 _SMALL = 8  # parameters of less than this part of a block share one
 _GRAIN = 1 << 16  # elements below which a second thread costs more than it brings
 
@@ -58,6 +63,11 @@ def _named(params: Parameters) -> dict[str, Tensor]:
         named[name] = param
         holder[id(param)] = name
     return named
+
+
+def _on_gpu(array: Array) -> bool:
+    """Whether the kernels for `array` are those of `kernels.cuda`."""
+    return kernels.of(array) is not kernels.cpu
 
 
 class _Place(NamedTuple):
@@ -160,28 +170,62 @@ class Optimizer:
         A gradient of another shape than its parameter is a ValueError naming it, raised before
         anything has changed.
         """
+        pieces = self._pieces()
+        self.steps += 1
+        on_cpu: list[_Piece] = []
+        for piece in pieces:
+            xp = array_module(piece.value)
+            if xp is np:
+                on_cpu.append(piece)
+            else:
+                one, two = xp.empty_like(piece.value), xp.empty_like(piece.value)
+                self._update(piece, one, two)
+        blocks = _blocks(on_cpu)
+        sizes = [sum(piece.value.size for piece in block) for block in blocks]
+        _for_each(blocks, sizes, self._update_block)
+
+    def guarded_step(self, max_norm: float | None = None, scaler: LossScaler | None = None
+                     ) -> Callable[[], Outcome]:
+        """`step` if all gradients are finite, scaled down to the norm `max_norm` if they exceed it.
+
+        scaler: what the loss was scaled by; the gradients are scaled back first, and it moves on.
+        Returns a function that says how it went. Adam on a GPU decides there: the host need not
+        wait before it calls that function, best after the next step was queued.
+        """
+        _check_max_norm(max_norm)
+        scale = 1.0
+        if scaler is not None:
+            scale = scaler.scale
+            for param in self.params.values():
+                if param.grad is not None:
+                    param.grad = array_module(param.grad).asarray(param.grad / scale)
+        if max_norm is None:
+            norm = grad_norm(self.params.items())
+        else:
+            norm = clip_grad_norm(self.params.items(), max_norm)
+        outcome = Outcome(norm, not math.isfinite(norm), scale)
+        if scaler is not None:
+            scaler.move(outcome.skipped)
+        if not outcome.skipped:
+            self.step()
+        return lambda: outcome
+
+    def _pieces(self) -> list[_Piece]:
+        """Every parameter that has a gradient, contiguous from here on; refuses a wrong shape."""
         ready = [(name, p, p.grad) for name, p in self.params.items() if p.grad is not None]
         for name, param, grad in ready:
             if grad.shape != param.shape:
                 raise ValueError(
                     f"{name}: the gradient has shape {grad.shape}, expected {param.shape}"
                 )
-        self.steps += 1
         self._remember([name for name, _, _ in ready])
         pieces: list[_Piece] = []
         for name, param, grad in ready:
-            xp, place = array_module(param.data), self._memory[name]
-            data = xp.ascontiguousarray(param.data).reshape(param.shape)  # 0-d becomes 1-d
-            piece = _Piece(data.reshape(-1), grad.reshape(-1), place)
-            if xp is np:
-                pieces.append(piece)
-            else:
-                one, two = xp.empty_like(piece.value), xp.empty_like(piece.value)
-                self._update(piece, one, two)
+            # (of an array without axes it makes one with one)
+            data = array_module(param.data).ascontiguousarray(param.data).reshape(param.shape)
+            pieces.append(_Piece(data.reshape(-1), grad.reshape(-1), self._memory[name]))
             param.data = data
-        blocks = _blocks(pieces)
-        sizes = [sum(piece.value.size for piece in block) for block in blocks]
-        _for_each(blocks, sizes, self._update_block)
+        return pieces
 
     def _update_block(self, block: list[_Piece]) -> None:
         """Update parameters on the CPU; several are gathered first, and spread again."""
@@ -227,11 +271,15 @@ class Optimizer:
                 kinds.setdefault((param.device, param.dtype), []).append(name)
         for members in kinds.values():
             members.sort(key=lambda name: self.params[name].size)
-            ends = list(itertools.accumulate(self.params[name].size for name in members))
-            data = self.params[members[0]].data
-            array = array_module(data).zeros((len(self.slots), ends[-1]), data.dtype)
-            for name, start, stop in zip(members, [0, *ends], ends, strict=False):
-                self._memory[name] = _Place(array, start, stop)
+            data, grain = self.params[members[0]].data, 1
+            if _on_gpu(data):
+                grain = _ALIGNED
+            sizes = [self.params[name].size for name in members]
+            *starts, end = itertools.accumulate((-(-size // grain) * grain for size in sizes),
+                                                initial=0)
+            array = array_module(data).zeros((len(self.slots), end), data.dtype)
+            for name, start, size in zip(members, starts, sizes, strict=True):
+                self._memory[name] = _Place(array, start, start + size)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies, on the CPU, of all that the next step depends on beside the parameters.
@@ -282,6 +330,80 @@ class Optimizer:
                     yield slot, name, row.reshape(param.shape)
 
 
+class Outcome(NamedTuple):
+    """How a guarded step went: the norm of all gradients before clipping; whether there was no
+    update, since it is not finite; what the loss had been scaled by."""
+
+    norm: float
+    skipped: bool
+    scale: float
+
+
+class LossScaler:
+    """Dynamic loss scaling (Micikevicius et al. 2018): gradients in float16 become zero below 6e-8,
+    so the loss is multiplied by as much as they bear.
+
+    The scale starts at `scale`, doubles after `growth_steps` good updates in a row (up to 2^24),
+    and halves after one whose gradients overflowed, which is skipped.
+
+        scaler.backward(loss)
+        outcome = optimizer.guarded_step(scaler=scaler)
+    """
+
+    largest = 2.0**24
+
+    def __init__(self, scale: float = 2.0**16, growth_steps: int = 2000) -> None:
+        if _number("scale", scale) == 0:
+            raise ValueError("scale: expected a positive number, got 0")
+        if growth_steps < 1:
+            raise ValueError(f"growth_steps: expected an int >= 1, got {growth_steps!r}")
+        self.growth_steps = growth_steps
+        # The scale, and good updates since it changed; moves to where the losses are.
+        self._state: Array = np.array([scale, 0.0])
+
+    @property
+    def scale(self) -> float:
+        """The scale of the next update; on a GPU asking waits for the device."""
+        return float(self._state[0])
+
+    def backward(self, loss: Tensor) -> None:
+        """Add d(scale · loss)/d(leaf) to ``.grad`` of every leaf: `Tensor.backward`, scaled."""
+        scale = self.state_beside(loss.data)[:1]
+        loss.backward(scale.astype(loss.dtype).reshape(loss.shape))
+
+    def state_beside(self, array: Array) -> Array:
+        """Scale and count, float64, on the device of `array`; whoever makes an update there moves
+        them on."""
+        self._state = array_module(array).asarray(self._state)
+        return self._state
+
+    def move(self, skipped: bool) -> None:
+        """Take account of an update, on the host."""
+        scale, good = (float(value) for value in self._state)
+        good = 0 if skipped else good + 1
+        if skipped:
+            scale /= 2
+        elif good >= self.growth_steps:
+            scale, good = min(2 * scale, self.largest), 0
+        self._state[:] = array_module(self._state).asarray([scale, good])
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """All that the next update depends on, on the CPU: "scale" and "good_steps" (0-d)."""
+        scale, good = to_device(self._state, "cpu")
+        return {"scale": np.array(scale), "good_steps": np.array(int(good))}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take up what `state_dict` gave; ValueError for anything else."""
+        names = ("scale", "good_steps")
+        refuse_names(type(self).__name__, [n for n in names if n not in state],
+                     [n for n in state if n not in names])
+        refuse_arrays(type(self).__name__, state, self.state_dict())
+        scale, good = float(state["scale"]), int(state["good_steps"])
+        if not (0 < scale < math.inf and good >= 0):
+            raise ValueError(f"state of {type(self).__name__}: scale {scale}, good_steps {good}")
+        self._state[:] = array_module(self._state).asarray([scale, good])
+
+
 class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015), bias-corrected, with weight decay as an L2 penalty.
 
@@ -301,12 +423,73 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
+        self._control: Array | None = None  # on a GPU: what its kernels read and write
         super().__init__(params, lr, weight_decay)
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {betas!r}")
         if _number("eps", eps) == 0:
             raise ValueError("eps: expected a positive number, got 0")
         self.betas, self.eps = (float(betas[0]), float(betas[1])), float(eps)
+        self._tables: dict[np.dtype, cuda.Table] = {}
+
+    @property
+    def steps(self) -> int:
+        """Updates made. On a GPU, which may skip some by itself, asking waits for the device."""
+        return self._steps if self._control is None else int(self._control[cuda.STEPS])
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        self._steps = value
+        if self._control is not None:
+            self._control[cuda.STEPS] = value
+
+    def step(self) -> None:
+        if self._on_gpu:
+            self._step_on_gpu()
+        else:
+            super().step()
+
+    def guarded_step(self, max_norm: float | None = None, scaler: LossScaler | None = None
+                     ) -> Callable[[], Outcome]:
+        if not self._on_gpu:
+            return super().guarded_step(max_norm, scaler)
+        _check_max_norm(max_norm)
+        read = read_later(self._step_on_gpu(True, max_norm, scaler))
+
+        def outcome() -> Outcome:
+            norm, skipped, scale = read()[cuda.NORM : cuda.SCALE + 1]
+            return Outcome(float(norm), bool(skipped), float(scale))
+
+        return outcome
+
+    @property
+    def _on_gpu(self) -> bool:
+        return all(_on_gpu(param.data) for param in self.params.values())
+
+    def _step_on_gpu(self, guarded: bool = False, max_norm: float | None = None,
+                     scaler: LossScaler | None = None) -> Array:
+        """A step of all parameters by a few launches, none of them waited for; `_control`."""
+        like = next(iter(self.params.values())).data
+        xp = array_module(like)
+        if self._control is None:
+            self._control = xp.zeros(cuda.CONTROLS, np.float64)
+            self._control[cuda.STEPS] = self._steps
+        self._control[cuda.LR : cuda.LR + 1].fill(self.lr)
+        entries: dict[np.dtype, list[cuda.Entry]] = {}
+        for value, grad, (array, start, stop) in self._pieces():
+            grad = xp.ascontiguousarray(grad, dtype=value.dtype)
+            entry = cuda.Entry(value, grad, *array[:, start:stop])
+            entries.setdefault(value.dtype, []).append(entry)
+        for dtype, members in entries.items():
+            self._tables.setdefault(dtype, cuda.Table()).set(members)
+        tables = [(self._tables[dtype], dtype) for dtype in entries]
+        partial = cuda.gradient_squares(tables, like) if guarded else None
+        state = None if scaler is None else scaler.state_beside(like)
+        growth = (1, 1.0) if scaler is None else (scaler.growth_steps, scaler.largest)
+        cuda.prepare(self._control, partial, state, self.betas, self.eps, max_norm, *growth)
+        for table, dtype in tables:
+            cuda.adam(table, dtype, self._control, self.betas, self.weight_decay)
+        return self._control
 
     def update(self, value: Array, grad: Array, *memory: Array, scratch: Array) -> None:
         xp, (m, v), (beta1, beta2) = array_module(value), memory, self.betas
@@ -394,8 +577,7 @@ def clip_grad_norm(params: Parameters, max_norm: float) -> float:
     Returns the norm before (`grad_norm`). A norm that is not finite is returned and nothing is
     scaled: whether to skip the update is the caller's to say. max_norm must be positive.
     """
-    if not max_norm > 0:
-        raise ValueError(f"max_norm: expected a positive number, got {max_norm!r}")
+    _check_max_norm(max_norm)
     named = _named(params)
     norm = grad_norm(named.items())
     if max_norm < norm < math.inf:
@@ -480,6 +662,11 @@ def _number(argument: str, value: float) -> float:
     if not 0 <= value < math.inf:
         raise ValueError(f"{argument}: expected a finite number >= 0, got {value!r}")
     return float(value)
+
+
+def _check_max_norm(max_norm: float | None) -> None:
+    if max_norm is not None and not max_norm > 0:
+        raise ValueError(f"max_norm: expected a positive number, got {max_norm!r}")
 
 
 def _check_step(step: int) -> None:

@@ -5,6 +5,7 @@ that checks its arguments in the caller's terms. Ops are the same on every devic
 array module of their input, and `kernels.of` where an array module would be too slow.
 """
 
+from .casting import cast
 from .convolution import conv2d
 from .elementwise import (
     add,
@@ -34,6 +35,7 @@ __all__ = [
     "avg_pool2d",
     "batch_norm",
     "block_join",
+    "cast",
     "concatenate",
     "conv2d",
     "conv_norm",

@@ -10,11 +10,13 @@ Pair = int | tuple[int, int]
 
 
 def one_dtype(x: Tensor, **others: Tensor | None) -> None:
-    """TypeError naming the argument unless x is of floating point and the others of its dtype."""
+    """TypeError naming the argument unless x is of floating point and the others of its dtype, or
+    float32 beside float16: parameters in full precision."""
     if x.dtype.kind != "f":
         raise TypeError(f"x: expected a floating-point tensor, got {x.dtype}")
+    allowed = (x.dtype, np.float32 if x.dtype == np.float16 else x.dtype)
     for name, t in others.items():
-        if t is not None and t.dtype != x.dtype:
+        if t is not None and t.dtype not in allowed:
             raise TypeError(f"{name}: expected the dtype {x.dtype} of x, got {t.dtype}")
 
 

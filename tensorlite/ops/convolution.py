@@ -10,6 +10,7 @@ from ..autograd import Function, Node
 from ..device import Array
 from ..tensor import Tensor
 from .arguments import Pair, one_dtype, pair, window_output
+from .casting import as_dtype, for_products
 
 
 class Conv2d(Function):
@@ -21,6 +22,7 @@ class Conv2d(Function):
 
     @staticmethod
     def forward(ctx: Node, x: Array, weight: Array, bias: Array | None, **geometry) -> Array:
+        weight = as_dtype(weight, x.dtype)
         ctx.save(x, weight)
         ctx.geometry = geometry
         y, _ = kernels.of(x).conv2d_forward(x, weight, bias, **geometry)
@@ -44,6 +46,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
     padding and dilation is one number or (vertical, horizontal). With groups, output channels
     in the g-th of `groups` equal parts see only the g-th part of the input channels.
     """
+    x = for_products(x)
     geometry, _ = convolution_geometry(x, weight, bias, stride, padding, dilation, groups)
     return Conv2d.apply(x, weight, bias, **geometry)
 

@@ -18,9 +18,11 @@ from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array
 from ..kernels.contract import Epilogue, GradSums, Mask, NormGrad, Prologue, Term
+from ..precision import products_dtype
 from ..recording import state
 from ..tensor import Tensor
 from .arguments import one_dtype
+from .casting import as_dtype, for_products
 from .convolution import conv2d, convolution_geometry
 from .elementwise import relu as relu_op
 from .normalisation import batch_norm, check_norm, norm_vectors
@@ -146,6 +148,7 @@ class ConvNorm(Function):
     def forward(ctx: Node, x: Array, weight: Array, gamma: Array, beta: Array, *,
                 source: Norm | None, norm: Norm, geometry: dict, statistics: dict) -> Array:
         train = statistics["mode"] == "train"
+        weight = as_dtype(weight, x.dtype)
         prologue = None if source is None else source.activation
         z, moments = kernels.of(x).conv2d_forward(x, weight, prologue=prologue, statistics=train,
                                                   **geometry)
@@ -198,6 +201,7 @@ def conv_norm(x: Activation, weight: Tensor, gamma: Tensor, beta: Tensor, runnin
                        **norms)
         return relu_op(y) if relu else y
     tensor, source = source_of(x)
+    tensor = for_products(tensor)
     geometry, shape = convolution_geometry(tensor, weight, None, stride, padding, dilation, 1)
     one_dtype(tensor, gamma=gamma, beta=beta)
     norms["running_mean"], norms["running_var"] = check_norm(shape, gamma, beta, running_mean,
@@ -227,9 +231,10 @@ class FoldedConvNorm(Function):
         if kept is None or "shift" not in kept:
             _, _, scale, shift = norm_vectors(x, None, gamma, beta, **statistics)
             if kept is not None:
-                kept["weight"], kept["shift"] = weight * scale, shift
+                kept["weight"], kept["shift"] = as_dtype(weight * scale, x.dtype), shift
         if kept is not None:
             weight, scale, shift = kept["weight"], None, kept["shift"]
+        weight = as_dtype(weight, x.dtype)
         y, _ = kernels.of(x).conv2d_forward(
             x, weight, prologue=None if source is None else source.activation,
             epilogue=Epilogue(scale, shift, residual, relu), kept=kept, **geometry)
@@ -293,6 +298,9 @@ def block_join(residual: Activation, skip: Activation, before: Activation | None
                              f"residual of shape {shape} in chunks of {frames} frames")
     if frames == 1:
         before = None
+    if products_dtype() is not None:  # beside a convolution's output the terms are as it is
+        residual, skip = _for_products(residual), _for_products(skip)
+        before = None if before is None else _for_products(before)
     if not state.fused:
         return _simple_join(value_of(residual), value_of(skip),
                             None if before is None else value_of(before), frames, left_out)
@@ -309,6 +317,10 @@ def block_join(residual: Activation, skip: Activation, before: Activation | None
     return BlockJoin.apply(*(tensor for tensor, _ in sources), chunks=chunks,
                            norms=tuple(norm for _, norm in sources),
                            offsets=tuple(offset for _, offset in terms))
+
+
+def _for_products(x: Activation) -> Activation:
+    return for_products(x) if isinstance(x, Tensor) else x
 
 
 def _simple_join(residual: Tensor, skip: Tensor, before: Tensor | None, frames: int,

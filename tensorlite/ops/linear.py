@@ -11,6 +11,7 @@ from ..autograd import Function, Node
 from ..device import Array
 from ..tensor import Tensor
 from .arguments import one_dtype
+from .casting import as_dtype, for_products
 from .elementwise import unbroadcast
 
 
@@ -55,6 +56,7 @@ class Linear(Function):
 
     @staticmethod
     def forward(ctx: Node, x: Array, weight: Array, bias: Array | None) -> Array:
+        ctx.dtype, weight = weight.dtype, as_dtype(weight, x.dtype)
         ctx.save(x, weight)
         y = kernels.of(x).matmul2d(_rows(x), weight)
         if bias is not None:
@@ -64,11 +66,17 @@ class Linear(Function):
     @staticmethod
     def backward(ctx: Node, grad: Array) -> tuple[Array | None, ...]:
         x, weight = ctx.saved
-        matmul2d = kernels.of(grad).matmul2d
-        rows = _rows(grad)
-        dx = matmul2d(rows, weight.T).reshape(x.shape) if ctx.needs[0] else None
-        dw = matmul2d(_rows(x).T, rows) if ctx.needs[1] else None
-        db = rows.sum(axis=0) if ctx.needs[2] else None
+        kernel, rows = kernels.of(grad), _rows(grad)
+        dx = kernel.matmul2d(rows, weight.T).reshape(x.shape) if ctx.needs[0] else None
+        dw = None
+        if ctx.needs[1] and ctx.dtype == grad.dtype:
+            dw = kernel.matmul2d(_rows(x).T, rows)
+        elif ctx.needs[1]:  # of a parameter in full precision: that is what a convolution's is in
+            a, b, w = (m[None, None] for m in (_rows(x), rows, weight))
+            _, _, dw = kernel.conv2d_backward(a, b, w, needs=(False, True), stride=(1, 1),
+                                              padding=(0, 0), dilation=(1, 1), groups=1)
+            dw = dw[0, 0]
+        db = rows.sum(axis=0, dtype=ctx.dtype) if ctx.needs[2] else None
         return dx, dw, db
 
 
@@ -96,5 +104,6 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
                          f"got x {x.shape} and weight {weight.shape}")
     if bias is not None and bias.shape != weight.shape[1:]:
         raise ValueError(f"bias: expected shape {weight.shape[1:]}, got {bias.shape}")
+    x = for_products(x)
     one_dtype(x, weight=weight, bias=bias)
     return Linear.apply(x, weight, bias)

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array, array_module
+from ..precision import products_dtype
 from ..tensor import Tensor
+from .casting import cast
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -50,19 +53,30 @@ class LogSoftmax(Function):
 
 
 class CrossEntropy(Function):
-    """-log softmax(logits)[label] for each row; d/dlogits = softmax(logits) - onehot(label)."""
+    """-log softmax(logits)[label] for each row; d/dlogits = softmax(logits) - onehot(label).
+
+    On a GPU each is one kernel, and the loss of float16 logits is float32.
+    """
 
     @staticmethod
     def forward(ctx: Node, logits: Array, *, labels: Array, reduction: str) -> Array:
-        logs = _log_softmax(logits)
-        rows = array_module(logits).arange(len(labels))
-        ctx.save(logs, labels)
-        ctx.reduction = reduction
-        loss = -logs[rows, labels]
+        ctx.reduction, kernel = reduction, kernels.of(logits)
+        if kernel is kernels.cpu:
+            logs = _log_softmax(logits)
+            ctx.save(logs, labels)
+            loss = -logs[np.arange(len(labels)), labels]
+        else:
+            loss, norms = kernel.softmax_cross_entropy_forward(logits, labels)
+            ctx.save(logits, labels, norms)
         return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
     @staticmethod
     def backward(ctx: Node, grad: Array) -> Array:
+        kernel = kernels.of(grad)
+        if kernel is not kernels.cpu:
+            logits, labels, norms = ctx.saved
+            share = 1 / len(labels) if ctx.reduction == "mean" else 1.0
+            return kernel.softmax_cross_entropy_backward(grad, logits, labels, norms, share)
         logs, labels = ctx.saved
         xp = array_module(grad)
         dx = xp.exp(logs)
@@ -75,18 +89,23 @@ class CrossEntropy(Function):
 def softmax(x: Tensor) -> Tensor:
     """Probabilities over the last axis."""
     _classes("softmax", x)
-    return Softmax.apply(x)
+    return Softmax.apply(_in_full(x))
 
 
 def log_softmax(x: Tensor) -> Tensor:
     """Log-probabilities over the last axis."""
     _classes("log_softmax", x)
-    return LogSoftmax.apply(x)
+    return LogSoftmax.apply(_in_full(x))
 
 
 def _classes(name: str, x: Tensor) -> None:
     if not x.ndim or not x.shape[-1]:
         raise ValueError(f"{name}: expected a class or more in the last axis, got shape {x.shape}")
+
+
+def _in_full(x: Tensor) -> Tensor:
+    """x, in full precision where `autocast` took it away."""
+    return x if products_dtype() is None or x.dtype != np.float16 else cast(x, np.float32)
 
 
 def cross_entropy(logits: Tensor, labels: Any, reduction: str = "mean") -> Tensor:

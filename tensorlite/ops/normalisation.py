@@ -67,7 +67,7 @@ def norm_vectors(x: Array, moments: Moments | None, gamma: Array, beta: Array, *
         running_var += momentum * (m2 / (count - 1) - running_var)
     else:
         # Copies: a later update must not reach back into this op.
-        mean, var = running_mean.astype(x.dtype), running_var.astype(x.dtype)
+        mean, var = running_mean.astype(gamma.dtype), running_var.astype(gamma.dtype)
     inverse = 1 / array_module(x).sqrt(var + eps)
     scale = gamma * inverse
     return mean, inverse, scale, beta - mean * scale

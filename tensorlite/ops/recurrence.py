@@ -11,6 +11,7 @@ from ..autograd import Function, Node
 from ..device import Array, array_module
 from ..tensor import Tensor
 from .arguments import one_dtype
+from .casting import as_dtype, for_products
 
 
 class TemporalSkip(Function):
@@ -42,6 +43,7 @@ class GRU(Function):
     @staticmethod
     def forward(ctx: Node, x: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array,
                 h0: Array, *, lengths: np.ndarray) -> Array:
+        w_ih, w_hh = as_dtype(w_ih, x.dtype), as_dtype(w_hh, x.dtype)
         out, saved = kernels.of(x).gru_forward(x, lengths, w_ih, w_hh, b_ih, b_hh, h0)
         ctx.save(x, lengths, w_ih, w_hh, h0, *saved)
         return out
@@ -84,6 +86,7 @@ def gru(x: Tensor, lengths: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh:
     if x.ndim != 3 or w_hh.ndim != 2:
         raise ValueError(f"gru: expected x (B, T, F) and w_hh (H, 3 H), got {x.shape} and "
                          f"{w_hh.shape}")
+    x = for_products(x)
     batch, steps, features = x.shape
     hidden = w_hh.shape[0]
     if h0 is None:

@@ -1,4 +1,5 @@
-"""Fused operations equal the simple ones that they stand for, forwards and backwards."""
+"""Fused operations equal the simple ones that they stand for, forwards and backwards, on every
+device."""
 
 from __future__ import annotations
 
@@ -17,6 +18,21 @@ from tensorlite.ops.fused import Deferred, value_of
 TOLERANCE = 1e-9  # in float64, of each array's largest value
 
 modes = st.sampled_from(["train", "frozen"])
+here = "cpu"  # the device that the tests of this file are on
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_each_device(device):
+    global here
+    here = device
+
+
+def tensor(array, **options):
+    return tl.Tensor(array, device=here, **options)
+
+
+def host(array):
+    return tl.Tensor(array).numpy().copy()
 
 
 class Names(tl.Observer):
@@ -45,26 +61,26 @@ def layer(rng, cin, cout, kernel, stride, mode, dtype=np.float64):
     norm.beta.data = rng.uniform(-0.5, 0.5, cout).astype(dtype)
     norm.running_mean[...] = rng.uniform(-0.5, 0.5, cout)
     norm.running_var[...] = rng.uniform(0.5, 1.5, cout)
-    return conv, norm
+    return conv.to(here), norm.to(here)
 
 
 def run(program, layers, inputs, fused):
     """Output, gradients and running statistics of program(*tensors)."""
     before = [norm.state_dict() for _, norm in layers]
-    tensors = [tl.Tensor(x, requires_grad=True) for x in inputs]
+    tensors = [tensor(x, requires_grad=True) for x in inputs]
     with contextlib.nullcontext() if fused else tl.unfused():
         y = value_of(program(*tensors))
         rng = np.random.default_rng(1)
-        y.backward(rng.standard_normal(y.shape))
-    found = {"y": y.data}
+        y.backward(tensor(rng.standard_normal(y.shape)))
+    found = {"y": y.numpy()}
     for i, t in enumerate(tensors):
-        found[f"x{i}"] = t.grad
+        found[f"x{i}"] = host(t.grad)
     for i, (conv, norm) in enumerate(layers):
         for name, p in (("weight", conv.weight), ("gamma", norm.gamma), ("beta", norm.beta)):
             if p.grad is not None:
-                found[f"{i}.{name}"] = p.grad
+                found[f"{i}.{name}"] = host(p.grad)
             p.zero_grad()
-        found[f"{i}.mean"], found[f"{i}.var"] = norm.running_mean.copy(), norm.running_var.copy()
+        found[f"{i}.mean"], found[f"{i}.var"] = host(norm.running_mean), host(norm.running_var)
         norm.load_state_dict(before[i])
     return found
 
@@ -150,11 +166,11 @@ def test_a_hook_that_changes_the_gradient_is_heeded():
     x = rng.standard_normal((2, 5, 5, 3))
 
     def beta_gradient(hook):
-        y = nn.conv_norm(tl.Tensor(x), *layers[0], relu=True)
+        y = nn.conv_norm(tensor(x), *layers[0], relu=True)
         if hook:
             y.z.register_hook(lambda grad: 3 * grad)
         value_of(nn.conv_norm(y, *layers[1])).sum().backward()
-        found = layers[0][1].beta.grad
+        found = host(layers[0][1].beta.grad)
         for conv, norm in layers:
             conv.zero_grad(), norm.zero_grad()
         return found
@@ -164,10 +180,11 @@ def test_a_hook_that_changes_the_gradient_is_heeded():
 
 def test_conv_norm_with_a_bias_or_groups_is_the_simple_ops():
     rng = np.random.default_rng(0)
-    conv, norm = nn.Conv2d(4, 6, 3, groups=2, bias=True, rng=0), nn.BatchNorm2d(6)
-    x = tl.Tensor(rng.standard_normal((2, 5, 5, 4)).astype(np.float32))
+    conv = nn.Conv2d(4, 6, 3, groups=2, bias=True, rng=0).to(here)
+    norm = nn.BatchNorm2d(6).to(here)
+    x = tensor(rng.standard_normal((2, 5, 5, 4)).astype(np.float32))
     y = nn.conv_norm(x, conv, norm, relu=True)
-    assert np.array_equal(y.data, tl.relu(norm(conv(x))).data)
+    assert np.array_equal(y.numpy(), tl.relu(norm(conv(x))).numpy())
 
 
 MODELS = {
@@ -186,7 +203,7 @@ def images(model, rng):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_is_that_of_the_simple_ops(name):
-    model = MODELS[name]().to(dtype=np.float64)
+    model = MODELS[name]().to(here, dtype=np.float64)
     rng = np.random.default_rng(0)
     x, labels = images(model, rng), np.arange(3)
     found = []
@@ -196,11 +213,12 @@ def test_a_training_step_is_that_of_the_simple_ops(name):
         model.zero_grad()
         seen = Names()
         with contextlib.nullcontext() if fused else tl.unfused(), tl.observe(seen):
-            loss = tl.cross_entropy(model(tl.Tensor(x)), labels)
+            loss = tl.cross_entropy(model(tensor(x)), labels)
         loss.backward()
         assert ("conv2d" in seen.forward_of, "conv_norm" in seen.forward_of) == (not fused, fused)
-        found.append({"loss": loss.data, **{n: p.grad for n, p in model.named_parameters()},
-                      **{n: b.copy() for n, b in model.named_buffers()}})
+        found.append({"loss": loss.numpy(),
+                      **{n: host(p.grad) for n, p in model.named_parameters()},
+                      **{n: host(b) for n, b in model.named_buffers()}})
     assert_same(*found)
 
 
@@ -211,7 +229,8 @@ def test_inference_folds_the_norms_and_keeps_nothing(name):
     for buffer_name, buffer in model.named_buffers():
         low = 0.5 if buffer_name.endswith("var") else -0.5
         buffer[...] = rng.uniform(low, low + 1, buffer.shape)
-    x = tl.Tensor(images(model, rng))
+    model.to(here)
+    x = tensor(images(model, rng))
     nodes = []
 
     class Kept(tl.Observer):
@@ -219,16 +238,16 @@ def test_inference_folds_the_norms_and_keeps_nothing(name):
             nodes.append((node.name, node.recording))
 
     with tl.no_grad(), tl.observe(Kept()):
-        folded = model(x).data
+        folded = model(x).numpy()
     assert ("folded_conv_norm", False) in nodes
     assert not any(recording or name in ("conv2d", "batch_norm", "relu")
                    for name, recording in nodes)
     with tl.no_grad(), tl.unfused():
-        simple = model(x).data
+        simple = model(x).numpy()
     model.fold()
     with tl.no_grad():
-        once, again = model(x).data, model(x).data
-    assert_same({"logits": folded, "recorded": model(x).data, "folded": once, "again": again},
+        once, again = model(x).numpy(), model(x).numpy()
+    assert_same({"logits": folded, "recorded": model(x).numpy(), "folded": once, "again": again},
                 dict.fromkeys(("logits", "recorded", "folded", "again"), simple))
 
 
@@ -237,18 +256,18 @@ def test_inference_folds_the_norms_and_keeps_nothing(name):
     lambda model, state: model.eval(),
     lambda model, state: model.load_state_dict(state),
     lambda model, state: model.to(dtype=np.float32).to(dtype=np.float64),
-])
+], ids=["fold", "eval", "load", "to"])
 def test_what_a_folded_model_keeps_is_renewed(renew):
-    model = resnet18(3, width=32, rng=0).to(dtype=np.float64).fold()
-    x = tl.Tensor(np.random.default_rng(0).standard_normal((2, 64, 64, 3)))
+    model = resnet18(3, width=32, rng=0).to(here, dtype=np.float64).fold()
+    x = tensor(np.random.default_rng(0).standard_normal((2, 64, 64, 3)))
     with tl.no_grad():
-        before = model(x).data
+        before = model(x).numpy()
         for p in model.parameters():
             p.data *= 1.5
         renew(model, model.state_dict())
-        after = model(x).data
+        after = model(x).numpy()
         with tl.unfused():
-            expected = model(x).data
+            expected = model(x).numpy()
     assert np.abs(after - expected).max() <= 1e-9 * np.abs(expected).max()
     assert np.abs(after - before).max() > 1e-3 * np.abs(before).max()
 
@@ -256,6 +275,6 @@ def test_what_a_folded_model_keeps_is_renewed(renew):
 def test_a_deferred_activation_is_not_stored():
     rng = np.random.default_rng(0)
     own = layer(rng, 3, 4, 3, 1, "train")
-    y = nn.conv_norm(tl.Tensor(rng.standard_normal((2, 5, 5, 3))), *own, relu=True)
+    y = nn.conv_norm(tensor(rng.standard_normal((2, 5, 5, 3))), *own, relu=True)
     assert isinstance(y, Deferred) and y.shape == (2, 5, 5, 4) and y.dtype == np.float64
-    assert (y.z.data < 0).any() and (y.tensor().data >= 0).all()
+    assert (y.z.numpy() < 0).any() and (y.tensor().numpy() >= 0).all()

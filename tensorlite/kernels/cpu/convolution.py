@@ -34,7 +34,6 @@ from tensorlite.kernels.cpu.bands import (
     GRAIN_VALUES,
     Band,
     Finish,
-    Pair,
     Source,
     add_in_order,
     band_view,
@@ -44,6 +43,7 @@ from tensorlite.kernels.cpu.bands import (
 )
 from tensorlite.kernels.cpu.normalisation import merge_grad_sums, merge_moments
 from tensorlite.kernels.cpu.threads import bands, get_num_threads, parallel_for, scratch
+from tensorlite.kernels.geometry import Pair, Window, output_size, phases
 
 # Bytes a band's matrices may take. Measured on Zen 3 (1 MB of L2, 32 MB of L3): 2 MB beats 1 MB by
 # up to 5 % on small layers, whose bands are then fewer, and equals it on large ones.
@@ -56,17 +56,7 @@ FEW_PIXELS, MIN_OUTPUTS = 150, 64
 GRAIN_FLOPS = 1 << 21  # multiply-adds below which a second thread costs more than it brings
 
 
-class _Window(NamedTuple):
-    """Which source pixel output pixel o sees through tap t, along each axis:
-    o * stride + offset + t * dilation."""
-
-    kernel: Pair
-    stride: Pair
-    offset: Pair
-    dilation: Pair
-
-
-_POINT = _Window((1, 1), (1, 1), (0, 0), (1, 1))
+_POINT = Window((1, 1), (1, 1), (0, 0), (1, 1))
 
 
 class _Columns:
@@ -80,7 +70,7 @@ class _Columns:
     """
 
     def __init__(
-        self, source: Source, window: _Window, out_size: Pair, groups: int, outputs: int
+        self, source: Source, window: Window, out_size: Pair, groups: int, outputs: int
     ) -> None:
         self.source, self.window, self.groups, self.outputs = source, window, groups, outputs
         self.width = out_size[1]
@@ -210,7 +200,7 @@ class _Job(NamedTuple):
     source: Source
     matrices: np.ndarray
     out: np.ndarray
-    window: _Window
+    window: Window
     finish: Finish | None
 
 
@@ -295,16 +285,6 @@ def _thin(x: np.ndarray, stride: Pair, out_size: Pair) -> np.ndarray:
     return x[:, :: stride[0], :: stride[1]][:, : out_size[0], : out_size[1]]
 
 
-def _output_size(
-    shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
-) -> Pair:
-    height, width = (
-        (shape[1 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
-        for i in range(2)
-    )
-    return height, width
-
-
 def _is_winograd(
     x: np.ndarray,
     weight: np.ndarray,
@@ -346,7 +326,7 @@ def conv2d_forward(
     to the next, for a weight that does not change.
     """
     kernel: Pair = weight.shape[:2]
-    size = _output_size(x.shape, kernel, stride, padding, dilation)
+    size = output_size(x.shape, kernel, stride, padding, dilation)
     y = memory.empty((len(x), *size, weight.shape[3]), x.dtype)
     alone = bias is None and not statistics
     if epilogue and alone and epilogue.scale is not None and 2 * weight.size < y.size:
@@ -359,34 +339,10 @@ def conv2d_forward(
     if kernel == (1, 1) and padding == (0, 0):
         x, stride = _thin(x, stride, size), (1, 1)
     source = Source(x, prologue=prologue)
-    window = _Window(kernel, stride, (-padding[0], -padding[1]), dilation)
+    window = Window(kernel, stride, (-padding[0], -padding[1]), dilation)
     matrices = _group_matrices(weight, groups)
     tiles = _correlate([_Job(source, matrices, y, window, finish)])
     return y, merge_moments(tiles, y.shape[3], y.dtype) if statistics else None
-
-
-class _Phase(NamedTuple):
-    """Along one axis: the input positions of one phase, and the taps they see, in source order.
-
-    Position number m reads the gradient at m + offset + t * dilation through taps[t].
-    """
-
-    positions: slice
-    taps: list[int]
-    offset: int
-    dilation: int
-
-
-def _phases(size: int, kernel: int, stride: int, padding: int, dilation: int) -> list[_Phase]:
-    phases = []
-    for phase in range(stride):
-        start = (phase - padding) % stride
-        taps = [t for t in reversed(range(kernel)) if (t * dilation - phase) % stride == 0]
-        first = (start + padding - phase) // stride
-        offset = first - (taps[0] * dilation - phase) // stride if taps else 0
-        step = (taps[0] - taps[1]) * dilation // stride if len(taps) > 1 else 1
-        phases.append(_Phase(slice(start, size, stride), taps, offset, step))
-    return phases
 
 
 def _transposed(weight: np.ndarray, rows: list[int], columns: list[int], groups: int) -> np.ndarray:
@@ -433,7 +389,7 @@ def conv2d_grad_input(
     source = Source(grad, norm_grad=norm_grad)
     jobs = []
     vertical, horizontal = (
-        _phases(input_shape[1 + i], weight.shape[i], stride[i], padding[i], dilation[i])
+        phases(input_shape[1 + i], weight.shape[i], stride[i], padding[i], dilation[i])
         for i in range(2)
     )
     for v in vertical:
@@ -443,7 +399,7 @@ def conv2d_grad_input(
             if not (v.taps and h.taps):
                 out[...] = 0
                 continue
-            window = _Window(
+            window = Window(
                 (len(v.taps), len(h.taps)), (1, 1), (v.offset, h.offset), (v.dilation, h.dilation)
             )
             matrices = _transposed(weight, v.taps, h.taps, groups)
@@ -473,7 +429,7 @@ def conv2d_grad_weight(
     kernel: Pair = kernel_size
     if kernel == (1, 1) and padding == (0, 0):
         x, stride = _thin(x, stride, grad.shape[1:3]), (1, 1)
-    window = _Window(kernel, stride, (-padding[0], -padding[1]), dilation)
+    window = Window(kernel, stride, (-padding[0], -padding[1]), dilation)
     source, above = Source(x, prologue=prologue), Source(grad, norm_grad=norm_grad)
     count, height, width, channels_out = above.shape
     columns = _Columns(source, window, (height, width), groups, channels_out)
