@@ -1,7 +1,8 @@
 """Saving and restoring a training run, so that going on equals never having stopped.
 
 A checkpoint is one safetensors file: parameters and buffers under "model/", the optimiser's state
-under "optimizer/", the counters as JSON in the metadata. The file appears whole or not at all.
+under "optimizer/", the loss scaler's under "scaler/" if there is one, the counters as JSON in the
+metadata. The file appears whole or not at all.
 Random draws need no state: each is keyed by what it is for (`recres.random`).
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 from recres.errors import InputError
 from tensorlite.io import load_safetensors, save_safetensors
 from tensorlite.nn import Module
-from tensorlite.optim import Optimizer
+from tensorlite.optim import LossScaler, Optimizer
 
 FORMAT = "recres-checkpoint-1"
 
@@ -37,28 +38,33 @@ class Progress:
 
 
 def save(path: str | os.PathLike[str], model: Module, optimizer: Optimizer,
-         progress: Progress) -> None:
+         progress: Progress, scaler: LossScaler | None = None) -> None:
     """Write all that training goes on from."""
     arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
     arrays |= {f"optimizer/{name}": array for name, array in optimizer.state_dict().items()}
+    if scaler is not None:
+        arrays |= {f"scaler/{name}": array for name, array in scaler.state_dict().items()}
     save_safetensors(path, arrays, {"format": FORMAT, "progress": json.dumps(asdict(progress))})
 
 
-def load(path: str | os.PathLike[str], model: Module, optimizer: Optimizer) -> Progress:
-    """Restore `model` and `optimizer`, and return the counters.
+def load(path: str | os.PathLike[str], model: Module, optimizer: Optimizer,
+         scaler: LossScaler | None = None) -> Progress:
+    """Restore `model`, `optimizer` and `scaler`, and return the counters.
 
     Raises FormatError for a damaged file and InputError for one that is not of this run.
     """
     arrays, metadata = load_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path}: not a checkpoint to go on from")
-    parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
+    parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}, "scaler": {}}
     for name, array in arrays.items():
         part, _, rest = name.partition("/")
         parts[part][rest] = array
     restore_model(path, model, parts["model"])
     try:
         optimizer.load_state_dict(parts["optimizer"])
+        if scaler is not None:
+            scaler.load_state_dict(parts["scaler"])
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     return Progress(**json.loads(metadata["progress"]))

@@ -19,6 +19,7 @@ from tqdm import tqdm
 import tensorlite
 from recres.errors import InputError
 from tensorlite.io import FormatError
+from tensorlite.transfer import explain_memory_error
 
 
 class RunFailed(RuntimeError):
@@ -30,10 +31,14 @@ class Interrupted(BaseException):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are `InputError`s; adds --debug."""
+    """An argument parser whose complaints are `InputError`s; adds --debug.
 
-    def __init__(self, module: str, description: str) -> None:
+    less_memory: what to say to someone whose GPU ran out of it.
+    """
+
+    def __init__(self, module: str, description: str, less_memory: str) -> None:
         super().__init__(prog=f"python -m {module}", description=description, allow_abbrev=False)
+        self.less_memory = less_memory
         self.add_argument("--debug", action="store_true",
                           help="show the traceback of an error")
 
@@ -77,6 +82,8 @@ def run(parser: Parser, body: Callable[[argparse.Namespace], int],
         bad_input = isinstance(error, InputError | FormatError)
         plain = bad_input or isinstance(error, RunFailed | OSError | MemoryError)
         text = " ".join(str(error).split()) or "out of memory"
+        if memory := explain_memory_error(error):
+            plain, text = True, f"{memory}; {parser.less_memory}"
         name = "" if plain else f"{type(error).__name__}: "
         hint = "" if plain or "--debug" in arguments else " (--debug shows where)"
         print(f"error: {name}{text}{hint}", file=sys.stderr)

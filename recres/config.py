@@ -21,6 +21,7 @@ from recres.errors import InputError
 from recres.models import POSITIONS, READOUTS, SKIPS, STAGES, VERSIONS
 from recres.models.resnet import stage_number
 from tensorlite.device import parse_device, require_cuda
+from tensorlite.precision import PRECISIONS
 
 DATA_SETS = ("figures", "ucf101")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -107,6 +108,10 @@ class Config:
                            "may use; with --resume the run's); runs are bit-equal at one number of "
                            "threads", kind=int, least=1, most=MOST_THREADS, older=True)
     device: str = _option("machine", "cpu, cuda or cuda:N", "cpu")
+    precision: str = _option("machine", "how products are computed on cuda: in float32; of float32 "
+                             "operands rounded to TF32; or of float16 ones, activations being "
+                             "float16 and the loss scaled", "float32", choices=PRECISIONS,
+                             older=True)
 
     @property
     def depth(self) -> int:
@@ -158,16 +163,20 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", metavar="N", type=int, help="threads to compute with "
                         "(default: the cores this process may use)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the run's)")
+    parser.add_argument("--precision", choices=PRECISIONS, help="how products are computed on cuda "
+                        "(default: as in the run; on the CPU float32)")
 
 
 def override(config: Config, args: argparse.Namespace) -> Config:
     """`config` with what `add_overrides` found. InputError for what is out of range or absent."""
-    values = {name: getattr(args, name) for name in ("root", "threads", "device")
+    values = {name: getattr(args, name) for name in ("root", "threads", "device", "precision")
               if getattr(args, name, None) is not None}
+    if values.get("device") == "cpu":
+        values = {"precision": "float32"} | values
     changed = replace(config, **{"threads": tensorlite.get_num_threads()} | values)
     for item in fields(Config):
         _check_range(item.name, getattr(changed, item.name), item.metadata)
-    _check_device(changed.device)
+    _check_device(changed)
     return changed
 
 
@@ -254,12 +263,15 @@ def _check_together(config: Config, values: Mapping[str, Any]) -> None:
             and stage_number(config.freeze) >= int(config.position[-1])):
         raise InputError(f"--freeze {config.freeze}: would freeze the untrained temporal skip at "
                          f"{config.position}")
-    _check_device(config.device)
+    _check_device(config)
 
 
-def _check_device(device: str) -> None:
+def _check_device(config: Config) -> None:
     try:
-        if parse_device(device) != "cpu":
-            require_cuda(parse_device(device))
+        device = parse_device(config.device)
+        if device != "cpu":
+            require_cuda(device)
     except (ValueError, RuntimeError) as error:
         raise InputError(f"--{error}") from None
+    if device == "cpu" and config.precision != "float32":
+        raise InputError(f"--precision {config.precision} needs --device cuda")

@@ -12,11 +12,13 @@ from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
 from recres.loader import FrameLoader
 from recres.runs import Run, write_json
+from tensorlite.precision import using
 
 
 def parser() -> commands.Parser:
     """The command's arguments."""
-    result = commands.Parser("recres.evaluate", "Compute the errors of a run's best model again.")
+    result = commands.Parser("recres.evaluate", "Compute the errors of a run's best model again.",
+                             less_memory="--precision float16 needs less, --device cpu none there")
     result.add_argument("run", metavar="RUN", help="folder of the run")
     result.add_argument("--side", choices=("test", "holdout"), default="test",
                         help="the videos to evaluate on (default: test)")
@@ -43,12 +45,13 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise InputError(f"--side {args.side}: the run held no videos out")
     loader = FrameLoader(videos.source, options, convention)
     with commands.bar(f"evaluating {args.side}", "chunk",
-                      chunks_to_assess(videos, args.side)) as shown:
+                      chunks_to_assess(videos, args.side)) as shown, using(options.precision):
         summary, scores = assess(model, loader, videos, args.side, shown.update)
     names = f"evaluation-{args.side}.json", f"scores-{args.side}.npz"
     report.write_scores(run.path / names[1], scores, classes)
     write_json(run.path / names[0], {
-        "side": args.side, "weights": str(args.weights or "best.safetensors"), **summary})
+        "side": args.side, "weights": str(args.weights or "best.safetensors"),
+        "precision": options.precision, **summary})
     print(f"{report.table(summary)}\n{'written':12} {run.path}: {', '.join(names)}")
     return 0
 

@@ -44,7 +44,13 @@ def predict_logits(model: VideoResNet, inputs: np.ndarray, after: str | None = N
     model.eval()
     device = next(model.parameters()).device
     with no_grad():
-        return model(Tensor(inputs, device=device), after=after).numpy()
+        return in_full(model(Tensor(inputs, device=device), after=after))
+
+
+def in_full(x: Tensor) -> np.ndarray:
+    """A network's output on the CPU, float32 where it is float16."""
+    array = x.numpy()
+    return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
 
 
 def assess(model: VideoResNet, loader: Loader, videos: Videos, side: str,

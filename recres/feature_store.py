@@ -17,6 +17,7 @@ import numpy as np
 
 from recres.config import Config
 from recres.errors import InputError
+from recres.evaluation import in_full
 from recres.loader import Chunk, FrameLoader, Videos
 from recres.models import VideoResNet
 from recres.random import generator
@@ -137,7 +138,7 @@ def encode_frames(model: VideoResNet, stage: str, frames: np.ndarray) -> np.ndar
     device = next(model.parameters()).device
     with no_grad():
         return np.concatenate([
-            model.encode(Tensor(frames[i : i + FRAMES_AT_ONCE], device=device), stage).numpy()
+            in_full(model.encode(Tensor(frames[i : i + FRAMES_AT_ONCE], device=device), stage))
             for i in range(0, len(frames), FRAMES_AT_ONCE)])
 
 

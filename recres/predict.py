@@ -16,7 +16,7 @@ from recres import build, commands, config
 from recres.config import Config
 from recres.datasets import Video
 from recres.errors import InputError
-from recres.evaluation import CHUNKS_AT_ONCE, predict_logits
+from recres.evaluation import CHUNKS_AT_ONCE, in_full, predict_logits
 from recres.loader import Chunk, FrameLoader
 from recres.metrics import log_softmax
 from recres.models import VideoResNet
@@ -27,6 +27,7 @@ from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import chunk_starts
 from recres.video.source import FrameSource
 from tensorlite.io import replacing
+from tensorlite.precision import using
 
 WRITTEN_WIDTH = 320  # narrower videos are enlarged, so that the label can be read
 
@@ -34,7 +35,8 @@ WRITTEN_WIDTH = 320  # narrower videos are enlarged, so that the label can be re
 def parser() -> commands.Parser:
     """The command's arguments."""
     result = commands.Parser("recres.predict",
-                             "Name the actions in videos with a run's best model.")
+                             "Name the actions in videos with a run's best model.",
+                             less_memory="--precision float16 needs less, --device cpu none there")
     result.add_argument("run", metavar="RUN", help="folder of the run")
     result.add_argument("videos", metavar="VIDEO", nargs="+", type=Path)
     result.add_argument("--top", metavar="K", type=int, default=5,
@@ -63,6 +65,12 @@ def _predict(args: argparse.Namespace) -> int:
     options = config.override(run.config, args)
     commands.set_threads(options.threads)
     model, classes, convention = build.open_model(run, options)
+    with using(options.precision):
+        return _predict_all(model, classes, options, convention, args)
+
+
+def _predict_all(model: VideoResNet, classes: Sequence[str], options: Config, convention: str,
+                 args: argparse.Namespace) -> int:
     status, taken = 0, set[Path]()
     for path in args.videos:
         try:
@@ -111,7 +119,7 @@ def follow(model: VideoResNet, options: Config, convention: str, path: Path
         shown = augment.apply(frame[None], view, options.image_size)
         with np.errstate(all="ignore"):  # answers that are not finite are still answers
             logits = stream.push(augment.normalise(shown, convention))
-        yield index, None if logits is None else np.exp(log_softmax(logits.numpy()))[0]
+        yield index, None if logits is None else np.exp(log_softmax(in_full(logits)))[0]
 
 
 def _print_stream(model: VideoResNet, classes: Sequence[str], options: Config, convention: str,

@@ -18,6 +18,12 @@ from recres.metrics import Scores
 from recres.models import RecurrentResNet, VideoResNet
 from tensorlite.io import replacing
 
+PRECISIONS = {
+    "float32": "float32 products, exact",
+    "tf32": "float32, products of operands rounded to TF32 (10 bits of fraction)",
+    "float16": "float16 products and activations; parameters, statistics and sums in float32",
+}
+
 
 def environment() -> dict[str, str]:
     """Versions that a result may depend on."""
@@ -80,7 +86,8 @@ def heading(config: Config, model: VideoResNet, videos: Videos, stage: str | Non
         "training": f"{config.epochs} epochs of {n['train_chunks']} chunks in {update['updates']} "
                     f"updates of {update['chunks']} chunks{batches}; Adam, "
                     f"{config.schedule} learning rate {config.lr:g}",
-        "machine": f"{config.device}, {config.threads} threads, float32, seed {config.seed}",
+        "machine": f"{config.device}, {config.threads} threads, seed {config.seed}",
+        "precision": PRECISIONS[config.precision],
     }
     return "\n".join(f"{name:9} {text}" for name, text in rows.items())
 

@@ -21,6 +21,7 @@ from recres.loader import FrameLoader
 from recres.metrics import Scores
 from recres.runs import RUNS, Run, write_json
 from recres.trainer import Trainer
+from tensorlite import precision
 from tensorlite.io import FormatError
 
 
@@ -28,7 +29,8 @@ def parser() -> commands.Parser:
     """The command's arguments."""
     result = commands.Parser(
         "recres.train", "Train a recurrent residual network, or a baseline, on videos. Without "
-        "arguments: on drawn figures, which are made first.")
+        "arguments: on drawn figures, which are made first.",
+        less_memory="a smaller --batch or --precision float16 needs less")
     run = result.add_argument_group("run")
     run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/<time>-...)")
     run.add_argument("--resume", metavar="RUN", nargs="?", const="", help="go on with the run in "
@@ -62,7 +64,8 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
                 "equal only to rounding")
         run.change(options)
         try:
-            Job(run, stop).do()
+            with precision.using(options.precision):
+                Job(run, stop).do()
         except (InputError, FormatError):
             if args.resume is None:
                 run.discard()

@@ -3,6 +3,9 @@
 What an update does is determined by the parameters and by (seed, epoch, chunk); what is saved is
 saved between updates. So a run that is killed goes on from its last checkpoint through the same
 updates again, and ends with the same bits.
+
+On a GPU the host runs ahead: while an update is computed, the next batch is copied there and the
+next update queued, and only then is it asked how the update before went.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,8 +27,21 @@ from recres.models import VideoResNet
 from recres.runs import MetricsLog, Run, read_metrics
 from recres.video.prefetch import Prefetcher
 from tensorlite import Tensor, cross_entropy, optim
+from tensorlite.transfer import Uploads, read_later
 
 SAVE_SECONDS = 20.0  # of training, between checkpoints
+
+
+class _Update(NamedTuple):
+    """An update that was queued: its line of the log as far as it is known, what else there will be
+    to know, when it began and how long it waited for data, and its batches."""
+
+    line: dict[str, Any]
+    loss: Callable[[], Any]
+    outcome: Callable[[], optim.Outcome]
+    began: float
+    waited: float
+    batches: Sequence[Sequence[Chunk]]
 
 
 class Trainer:
@@ -43,13 +59,18 @@ class Trainer:
         self.config, self.about, self.interrupts, self.log = run.config, about, interrupts, log
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self.optimizer = optim.Adam(trained, lr=self.config.lr)
+        self.scaler = optim.LossScaler() if self.config.precision == "float16" else None
+        self.uploads = Uploads(self._device)
+        self.ahead = self.uploads.device != "cpu"  # whether the host runs ahead of the updates
+        self._pending: _Update | None = None
+        self._settled = 0.0  # when the update before was done
         self.chunks = videos.chunks("train")
         self.schedule = make_schedule(self.config.schedule, self.config.lr, self.config.epochs
                                       * updates_an_epoch(len(self.chunks), self.config))
         self.checkpoint = run.path / "checkpoint.safetensors"
         self.progress, self._saved = Progress(), time.monotonic()
         if self.checkpoint.is_file():
-            self.progress = checkpoint.load(self.checkpoint, model, self.optimizer)
+            self.progress = checkpoint.load(self.checkpoint, model, self.optimizer, self.scaler)
         else:
             self.save()  # before anything is trained: the start need not be read again
         self.metrics: MetricsLog | None = None
@@ -68,7 +89,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        checkpoint.save(self.checkpoint, self.model, self.optimizer, self.progress)
+        self._settle()
+        checkpoint.save(self.checkpoint, self.model, self.optimizer, self.progress, self.scaler)
         self._saved = time.monotonic()
 
     def _epoch(self) -> None:
@@ -76,7 +98,8 @@ class Trainer:
         updates = plan_epoch(self.chunks, self.config, progress.epoch)[progress.done :]
         batches = [batch for update in updates for batch in update]
         frames = self.config.context * sum(map(len, batches))
-        load = lambda batch: self.loader.load(batch, progress.epoch)  # noqa: E731
+        load = lambda batch: self.uploads.send(  # noqa: E731
+            self.loader.load(batch, progress.epoch))
         self.model.train()
         with (Prefetcher(load, batches) as inputs,
               tqdm(total=frames, unit="frame", unit_scale=True, leave=False, disable=None,
@@ -94,57 +117,76 @@ class Trainer:
         progress.epoch, progress.done = progress.epoch + 1, 0
         self.save()
 
-    def _update(self, batches: Sequence[Sequence[Chunk]], inputs: Iterator[np.ndarray]) -> None:
+    def _update(self, batches: Sequence[Sequence[Chunk]], inputs: Iterator[Any]) -> None:
         """One step of the optimiser, on the mean loss over all chunks of `batches`."""
-        assert self.metrics is not None
         progress, size = self.progress, sum(map(len, batches))
         began, waited, loss = time.perf_counter(), 0.0, 0.0
         self.optimizer.zero_grad()
         for batch in batches:
             asked = time.perf_counter()
-            array = next(inputs)
+            array = self.uploads.take(next(inputs))
             waited += time.perf_counter() - asked
-            loss += self.accumulate(array, batch, size)
-            if not math.isfinite(loss):
-                self._fail(f"the loss is {loss}", [batch])
+            loss = loss + self.accumulate(array, batch, size)
+            if not (self.ahead or math.isfinite(loss)):
+                self._fail(progress.update + 1, f"the loss is {loss}", [batch])
             self._bar.update(len(batch) * self.config.context)
-        if self.config.clip_norm is None:
-            norm = optim.grad_norm(self.optimizer.params.values())
-        else:
-            norm = optim.clip_grad_norm(self.optimizer.params.values(), self.config.clip_norm)
-        if not math.isfinite(norm):
-            self._fail(f"the gradient's norm is {norm}", batches)
         self.optimizer.lr = self.schedule(progress.update)
-        self.optimizer.step()
-        seconds = time.perf_counter() - began
+        outcome = self.optimizer.guarded_step(self.config.clip_norm, self.scaler)
+        line = {"kind": "update", "update": progress.update + 1, "epoch": progress.epoch + 1,
+                "loss": None, "learning_rate": self.optimizer.lr, "gradient_norm": None,
+                "chunks": size}
+        reading = read_later(loss) if self.ahead else lambda: loss
+        self._settle()
+        self._pending = _Update(line, reading, outcome, began, waited, batches)
         progress.update, progress.done = progress.update + 1, progress.done + 1
-        progress.seconds += seconds
+        if not self.ahead:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait for the update that is under way, and log it."""
+        if self._pending is None:
+            return
+        assert self.metrics is not None
+        (line, reading, outcome, began, waited, batches), self._pending = self._pending, None
+        loss, (norm, skipped, scale) = float(reading()), outcome()
+        now = time.perf_counter()
+        seconds, self._settled = now - max(began, self._settled), now
+        if not math.isfinite(loss):
+            self._fail(line["update"], f"the loss is {loss}", batches)
+        if skipped and (self.scaler is None or scale < 1):
+            self._fail(line["update"], f"the gradient's norm is {norm}", batches)
+        line |= {"loss": loss, "gradient_norm": None if skipped else norm}
+        if self.scaler is not None:
+            line |= {"loss_scale": scale, "skipped": skipped}
+        waited = min(waited, seconds)
+        self.progress.seconds += seconds
         self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         self.metrics.append({
-            "kind": "update", "update": progress.update, "epoch": progress.epoch + 1,
-            "loss": loss, "learning_rate": self.optimizer.lr, "gradient_norm": norm,
-            "chunks": size, "data_time": round(waited, 6),
-            "compute_time": round(seconds - waited, 6),
-            "frames_per_second": round(size * self.config.context / seconds, 3)})
+            **line, "data_time": round(waited, 6), "compute_time": round(seconds - waited, 6),
+            "frames_per_second": round(line["chunks"] * self.config.context / seconds, 3)})
 
-    def accumulate(self, inputs: np.ndarray, batch: Sequence[Chunk], size: int) -> float:
-        """Add the gradients of a batch's share of the mean loss over `size` chunks; that share."""
+    def accumulate(self, inputs: Any, batch: Sequence[Chunk], size: int) -> Any:
+        """Add the gradients of a batch's share of the mean loss over `size` chunks; that share, as
+        a number, or, where the host runs ahead, an array."""
         logits = self.model(Tensor(inputs, device=self._device), after=self.loader.stage)
         labels = chunk_labels(self.videos, batch)
         loss = cross_entropy(logits, labels, reduction="sum") * (1 / size)
-        value = loss.item()
-        if math.isfinite(value):
-            loss.backward()
-        return float(value)
+        value = loss.data if self.ahead else float(loss.item())
+        if self.ahead or math.isfinite(value):
+            if self.scaler is None:
+                loss.backward()
+            else:
+                self.scaler.backward(loss)
+        return value
 
     @property
     def _device(self) -> str:
         return next(self.model.parameters()).device
 
-    def _fail(self, what: str, batches: Sequence[Sequence[Chunk]]) -> None:
+    def _fail(self, update: int, what: str, batches: Sequence[Sequence[Chunk]]) -> None:
         videos = dict.fromkeys(self.videos.source.videos[chunk.video].path.name
                                for batch in batches for chunk in batch)
-        raise RunFailed(f"update {self.progress.update + 1}: {what}; the chunks were of "
+        raise RunFailed(f"update {update}: {what}; the chunks were of "
                         f"{', '.join(videos)}")
 
     def _evaluate(self) -> None:
