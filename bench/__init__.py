@@ -1,1 +1,1 @@
-"""Side-by-side benchmarks: `python -m bench.cpu` compares the engine with PyTorch on the CPU."""
+"""Side-by-side benchmarks with PyTorch: `python -m bench.cpu`, and on a GPU `bench.cuda`."""

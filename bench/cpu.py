@@ -20,7 +20,6 @@ Exit status: 0 done, 1 a row failed, 2 wrong arguments.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import os
 import platform
@@ -32,58 +31,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from bench.rows import OURS, ROWS, Row, Side, Tolerance, arrays
+from bench.agreement import compare
+from bench.rows import OURS, ROWS, Row, Side, arrays, select
 from bench.sides import Child, Failed, Missing
 from recres.commands import Parser, bar, run, say
-from recres.errors import InputError
 
 PAIRS = 7
 BUSY = 0.5  # mean number of running threads, over the last minute, of a machine that is not idle
-
-
-def select(patterns: Sequence[str]) -> list[Row]:
-    """The rows that have one of the names, or match it as a beginning or a glob; InputError for a
-    pattern that no row matches."""
-    names = [row.name for row in ROWS]
-    chosen: set[str] = set()
-    for pattern in patterns:
-        found = [pattern] if pattern in names else [
-            name for name in names
-            if name.startswith(pattern) or fnmatch.fnmatchcase(name, pattern)]
-        if not found:
-            kinds = dict.fromkeys(name.partition("_")[0] for name in names)
-            raise InputError(f"--only {pattern}: no such row; names begin with {', '.join(kinds)}")
-        chosen.update(found)
-    return [row for row in ROWS if not patterns or row.name in chosen]
-
-
-def compare(ours: dict[str, np.ndarray], theirs: Iterable[tuple[str, np.ndarray]], side: Side,
-            tolerance: Tolerance) -> None:
-    """Failed unless both sides have the same results, up to the tolerance, every one."""
-    seen = set()
-    for name, expected in theirs:
-        seen.add(name)
-        if name not in ours or ours[name].shape != expected.shape:
-            raise Failed(f"{side} has {name} of shape {expected.shape}, we have "
-                         f"{ours[name].shape if name in ours else 'none'}")
-        is_gradient = name.startswith("grad.")
-        allowed = tolerance.gradients if is_gradient else tolerance.outputs
-        error = difference(ours[name], expected, is_gradient and tolerance.euclidean)
-        if not error <= allowed:
-            raise Failed(f"{name} differs from {side}'s by {error:.1e} of its size, allowed are "
-                         f"{allowed:.0e}")
-    if seen != ours.keys():
-        raise Failed(f"{side} lacks {', '.join(sorted(ours.keys() - seen))}")
-
-
-def difference(a: np.ndarray, b: np.ndarray, euclidean: bool = False) -> float:
-    """The largest difference of two arrays over the largest value of b, or the length of the
-    difference over that of b; NaN if one is in them."""
-    size = np.linalg.norm if euclidean else lambda array: np.abs(array).max(initial=0)
-    error, whole = float(size((a - b).ravel())), float(size(b.ravel()))
-    return error if error == 0 else error / max(whole, sys.float_info.min)
 
 
 def measure(row: Row, threads: int, pairs: int) -> tuple[dict[str, Any], dict[Side, str]]:
@@ -176,7 +130,7 @@ def line(result: dict[str, Any]) -> str:
 
 
 def benchmark(options: argparse.Namespace) -> int:
-    rows = select(options.only)
+    rows = select(options.only, ROWS)
     if hasattr(os, "getloadavg") and (load := os.getloadavg()[0]) > BUSY:
         print(f"warning: other programs are at work (load {load:.1f}); they slow the two sides "
               "down unequally", file=sys.stderr)
@@ -214,7 +168,8 @@ def positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser = Parser("bench.cpu", "Compare the engine with PyTorch on the CPU.")
+    parser = Parser("bench.cpu", "Compare the engine with PyTorch on the CPU.",
+                    less_memory="--only chooses smaller rows")
     parser.add_argument("--json", action="store_true", help="print a list of objects, nothing else")
     parser.add_argument("--only", metavar="NAME", action="append", default=[],
                         help="only this row, or those that begin so or match the pattern; may be "

@@ -1,4 +1,4 @@
-"""PyTorch's side of each row, in the layout and with the folding that the variant names."""
+"""PyTorch's side of each row, in the layout and with what else the variant names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import reference
-from bench.rows import CLASSES, Row, Run, phases
+from bench.rows import CLASSES, LOSS_SCALE, Row, Run, phases
 
 Arrays = Iterator[tuple[str, np.ndarray]]
 
@@ -23,31 +23,49 @@ def about() -> str:
 
 
 def build(row: Row, variant: str, threads: int, arrays: Arrays) -> Run:
-    """What is to be timed, as a function; it returns what the check compares."""
+    """What is to be timed on the CPU, as a function; it returns what the check compares."""
     torch.set_num_threads(threads)
+    return make(row, variant, arrays, "cpu")
+
+
+def make(row: Row, variant: str, arrays: Arrays, device: str) -> Run:
+    """The same on a device; whether float32 products may be TF32 is for the caller to say."""
     return {"conv": conv, "norm_relu": norm_relu, "gru": gru, "network": network}[row.job](
-        row, variant, arrays)
+        row, variant, arrays, device)
 
 
 def to_numpy(name: str, value: torch.Tensor) -> np.ndarray:
+    return np.asarray(in_our_order(name, value).cpu().numpy(), order="C")
+
+
+def in_our_order(name: str, value: torch.Tensor) -> torch.Tensor:
+    """A view with tensorlite's order of axes."""
     value = value.detach()
     if name.endswith(WEIGHTS):
-        value = value.permute(2, 3, 1, 0) if value.ndim == 4 else value.T
-    elif value.ndim == 4:
-        value = value.permute(0, 2, 3, 1)
-    return np.asarray(value.numpy(), order="C")
+        return value.permute(2, 3, 1, 0) if value.ndim == 4 else value.T
+    return value.permute(0, 2, 3, 1) if value.ndim == 4 else value
 
 
-def from_numpy(name: str, array: np.ndarray, variant: str = "") -> torch.Tensor:
-    """In PyTorch's order of axes and the memory format of `variant`."""
-    tensor = torch.from_numpy(np.asarray(array))
+def from_numpy(name: str, array: np.ndarray, variant: str = "", device: str = "cpu",
+               dtype: str = "") -> torch.Tensor:
+    """On a device, in PyTorch's order of axes and the memory format of `variant`."""
+    given = torch.from_numpy(np.asarray(array))
+    tensor = given.to(device, getattr(torch, dtype) if dtype else None)
     if name.endswith(WEIGHTS) and tensor.ndim == 2:
         return tensor.T.contiguous()
     if tensor.ndim == 4:
         tensor = tensor.permute(3, 2, 0, 1) if name.endswith(WEIGHTS) else tensor.permute(
             0, 3, 1, 2)
         return tensor.contiguous(memory_format=memory_format(variant))
-    return tensor.clone()
+    return tensor.clone() if tensor is given else tensor
+
+
+def place(row: Row, variant: str, arrays: Arrays, device: str,
+          names: tuple[str, ...] = ("x", "grad", "weight")) -> dict[str, torch.Tensor]:
+    """A layer's arrays on a device; those of `names` in the dtype of the activations."""
+    return {name: from_numpy(name, array, variant, device,
+                             row.activations if name in names else row.dtype)
+            for name, array in arrays}
 
 
 def memory_format(variant: str) -> torch.memory_format:
@@ -72,8 +90,8 @@ def layer(row: Row, forward: Callable[[], torch.Tensor], inputs: dict[str, torch
     return phases(row, forward, gradients)
 
 
-def conv(row: Row, variant: str, arrays: Arrays) -> Run:
-    given = {name: from_numpy(name, array, variant) for name, array in arrays}
+def conv(row: Row, variant: str, arrays: Arrays, device: str) -> Run:
+    given = place(row, variant, arrays, device)
     x, weight = given["x"], given["weight"].requires_grad_()
     leaves = {"x": x.requires_grad_()} if row.options["needs_dx"] else {}
     stride, padding = row.options["stride"], row.options["padding"]
@@ -81,10 +99,10 @@ def conv(row: Row, variant: str, arrays: Arrays) -> Run:
                  {**leaves, "weight": weight}, given["grad"])
 
 
-def norm_relu(row: Row, variant: str, arrays: Arrays) -> Run:
-    given = {name: from_numpy(name, array, variant) for name, array in arrays}
+def norm_relu(row: Row, variant: str, arrays: Arrays, device: str) -> Run:
+    given = place(row, variant, arrays, device)
     x = given["x"].requires_grad_()
-    norm = torch.nn.BatchNorm2d(x.shape[1], dtype=x.dtype)
+    norm = torch.nn.BatchNorm2d(x.shape[1], dtype=given["gamma"].dtype, device=device)
     with torch.no_grad():
         norm.weight.copy_(given["gamma"])
         norm.bias.copy_(given["beta"])
@@ -92,10 +110,12 @@ def norm_relu(row: Row, variant: str, arrays: Arrays) -> Run:
                  {"x": x, "gamma": norm.weight, "beta": norm.bias}, given["grad"])
 
 
-def gru(row: Row, variant: str, arrays: Arrays) -> Run:
-    given = {name: from_numpy(name, array) for name, array in arrays}
+def gru(row: Row, variant: str, arrays: Arrays, device: str) -> Run:
+    names = ("x", "grad", "w_ih", "w_hh", "b_ih", "b_hh")
+    given = place(row, "", arrays, device, names)
     x = given["x"]
-    net: Any = torch.nn.GRU(x.shape[2], given["w_hh"].shape[1], batch_first=True, dtype=x.dtype)
+    net: Any = torch.nn.GRU(x.shape[2], given["w_hh"].shape[1], batch_first=True, dtype=x.dtype,
+                            device=device)
     parameters = {"w_ih": net.weight_ih_l0, "w_hh": net.weight_hh_l0, "b_ih": net.bias_ih_l0,
                   "b_hh": net.bias_hh_l0}
     with torch.no_grad():
@@ -125,50 +145,69 @@ def named_state(net: torch.nn.Module) -> dict[str, torch.Tensor]:
     return named
 
 
-def network(row: Row, variant: str, arrays: Arrays) -> Run:
-    net = in_format(model(row), variant)
+def network(row: Row, variant: str, arrays: Arrays, device: str) -> Run:
+    net = in_format(model(row).to(device), variant)
     state, given = named_state(net), {}
     for name, array in arrays:  # one by one: a second copy of the state would count as memory
         if name.startswith("state."):
             with torch.no_grad():
                 state[name.removeprefix("state.")].copy_(from_numpy(name, array))
         elif name == "x" and array.ndim == 5:  # chunks: images in the layout of the variant
-            x = from_numpy(name, array.reshape(-1, *array.shape[2:]), variant)
+            x = from_numpy(name, array.reshape(-1, *array.shape[2:]), variant, device,
+                           row.activations)
             given[name] = x.unflatten(0, array.shape[:2])
+        elif name == "x":
+            given[name] = from_numpy(name, array, variant, device, row.activations)
         else:
-            given[name] = from_numpy(name, array, variant)
+            given[name] = from_numpy(name, array, variant, device)
     x, labels = given["x"], given["labels"]
-    return inference(net, variant, x) if row.phase == "infer" else training(net, x, labels)
+    if row.phase == "infer":
+        return inference(net, variant, x)
+    return training(net, variant, x, labels)
 
 
-def inference(net: torch.nn.Module, variant: str, x: torch.Tensor) -> Run:
+def mixed(variant: str, device: str) -> torch.autocast:
+    """Autocast to 16 bits, if the variant asks for it."""
+    return torch.autocast(device, torch.float16, enabled="autocast" in variant)
+
+
+def inference(net: Any, variant: str, x: torch.Tensor) -> Run:
     net.eval()
-    if variant.endswith("_fused"):
+    if "half" in variant:
+        net = net.half()
+    if "fused" in variant:
         from torch.fx.experimental.optimization import fuse
 
         net = in_format(fuse(net), variant)
-    elif variant.endswith("_frozen"):
+    elif "frozen" in variant:
         with torch.inference_mode():
             net = torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(net, x)))
+    if "compiled" in variant:
+        net = torch.compile(net)
 
     def run() -> dict[str, Any]:
-        with torch.inference_mode():
+        with torch.inference_mode(), mixed(variant, x.device.type):
             return {"logits": net(x)}
 
     return run
 
 
-def training(net: torch.nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Run:
-    # The fused step is PyTorch's fastest on the CPU.
+def training(net: torch.nn.Module, variant: str, x: torch.Tensor, labels: torch.Tensor) -> Run:
+    # The fused step is PyTorch's fastest on the CPU, and on a GPU it needs no word from the card.
     optimizer = torch.optim.Adam(net.parameters(), fused=True)
     state = named_state(net)
+    forward: Any = torch.compile(net) if "compiled" in variant else net
+    scaler = torch.amp.GradScaler(x.device.type, init_scale=LOSS_SCALE,
+                                  enabled="autocast" in variant)
 
     def run() -> dict[str, Any]:
         optimizer.zero_grad()
-        logits = net(x)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        optimizer.step()
+        with mixed(variant, x.device.type):
+            logits = forward(x)
+            loss = F.cross_entropy(logits, labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         gradients = {f"grad.{name}": tensor.grad for name, tensor in state.items()
                      if tensor.grad is not None}
         buffers = {name: tensor for name, tensor in state.items() if not tensor.requires_grad}

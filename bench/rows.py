@@ -6,15 +6,19 @@ that does it in each of the `on_*.py` modules; its `sides` are our engine and th
 
 from __future__ import annotations
 
+import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from recres.errors import InputError
+
 Run = Callable[[], dict[str, Any]]  # one run of a side's part of a row, and what it computed
 BATCH, SIZE, CLASSES = 8, 224, 101
+LOSS_SCALE = 2.0**10  # with float16
 
 
 class Side(NamedTuple):
@@ -61,7 +65,9 @@ class Row:
 
     job: "conv", "norm_relu", "gru" or "network". phase: "forward", "backward" or "both"; of a
     network "train" or "infer". shapes: of the arrays, channels last. options: what else the job
-    needs. cost: seconds it takes, about, for the time left.
+    needs. cost: seconds it takes, about, for the time left. dtype: of the arrays. precision: what
+    a GPU computes products in, "float32", "tf32" or "float16"; with float16, weights and whatever
+    belongs to channels stay in `dtype`.
     """
 
     name: str
@@ -73,6 +79,12 @@ class Row:
     tolerance: Tolerance
     cost: float
     dtype: str = "float32"
+    precision: str = "float32"
+
+    @property
+    def activations(self) -> str:
+        """The dtype of what flows through the network, gradients included."""
+        return "float16" if self.precision == "float16" else self.dtype
 
 
 # Every distinct convolution of ResNet-50 v1.5 at 224x224: the image's size (height and width),
@@ -101,8 +113,8 @@ def conv(name: str, size: int, cin: int, cout: int, kernel: int, stride: int, ph
     return Row(name, "conv", phase, shapes, options, (OURS, *opponents), LAYER, cost=10)
 
 
-def norm_relu(size: int, channels: int, phase: str) -> Row:
-    x = (BATCH, size, size, channels)
+def norm_relu(size: int, channels: int, phase: str, batch: int = BATCH) -> Row:
+    x = (batch, size, size, channels)
     shapes: dict[str, tuple[int, ...]] = {
         "x": x, "gamma": (channels,), "beta": (channels,), "grad": x}
     return Row(f"norm_relu_{size}x{size}_{channels}_{phase}", "norm_relu", phase, shapes, {},
@@ -149,6 +161,22 @@ ROWS = (
 )
 
 
+def select(patterns: Sequence[str], rows: Sequence[Row]) -> list[Row]:
+    """The rows that have one of the names, or match it as a beginning or a glob, or all without a
+    pattern; InputError for a pattern that no row matches."""
+    names = [row.name for row in rows]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        found = [pattern] if pattern in names else [
+            name for name in names
+            if name.startswith(pattern) or fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            kinds = dict.fromkeys(name.partition("_")[0] for name in names)
+            raise InputError(f"--only {pattern}: no such row; names begin with {', '.join(kinds)}")
+        chosen.update(found)
+    return [row for row in rows if not patterns or row.name in chosen]
+
+
 def arrays(row: Row) -> dict[str, np.ndarray]:
     """What every side computes with: the row's arrays, of a network also its state and labels.
 
@@ -161,6 +189,8 @@ def arrays(row: Row) -> dict[str, np.ndarray]:
         if name in ("weight", "w_ih", "w_hh"):
             values *= np.float32(1 / math.sqrt(math.prod(values.shape[:-1])))
     if row.job == "norm_relu":
+        # What is near zero is so after rounding.
+        made["x"] = made["x"].astype(row.activations).astype(np.float32)
         made["gamma"] = 1 + made["gamma"].clip(-2, 2) / 4
         avoid_zero(made["x"], made["gamma"], made["beta"])
     if row.job == "network":

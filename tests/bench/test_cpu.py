@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bench import cpu, sides
-from bench.rows import FOLDED, OURS, ROWS, Side, Tolerance, arrays, conv, network
+from bench.rows import FOLDED, OURS, ROWS, Side, Tolerance, arrays, conv, network, select
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_CONV = conv("tiny_conv", 8, 4, 5, 3, 2, "both", (Side("pytorch", "nchw"),), batch=2)
@@ -153,11 +153,11 @@ def test_names():
     assert {"resnet50_train_b8", "resnet50_infer_b8", "resnet50_infer_folded_b8",
             "resnet50_infer_b1", "rrn50_train_b4x2", "resnet18_train_b8",
             "gru128_32x19x2048"} < set(names)
-    select = lambda *patterns: [row.name for row in cpu.select(patterns)]  # noqa: E731
-    assert select() == names
-    assert select("resnet50_infer_b8") == ["resnet50_infer_b8"]
-    assert select("gru", "resnet18") == ["resnet18_train_b8", "gru128_32x19x2048"]
-    assert len(select("conv_*_forward")) == len(select("conv_*_backward")) == 23
+    selected = lambda *patterns: [row.name for row in select(patterns, ROWS)]  # noqa: E731
+    assert selected() == names
+    assert selected("resnet50_infer_b8") == ["resnet50_infer_b8"]
+    assert selected("gru", "resnet18") == ["resnet18_train_b8", "gru128_32x19x2048"]
+    assert len(selected("conv_*_forward")) == len(selected("conv_*_backward")) == 23
 
 
 @pytest.mark.parametrize("arguments", [["--only", "no_such_row"], ["--pairs", "0"],
