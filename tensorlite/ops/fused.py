@@ -25,7 +25,7 @@ from .arguments import one_dtype
 from .casting import as_dtype, for_products
 from .convolution import conv2d, convolution_geometry
 from .elementwise import relu as relu_op
-from .normalisation import batch_norm, check_norm, norm_vectors
+from .normalisation import batch_norm, check_norm
 from .recurrence import temporal_skip
 
 
@@ -146,15 +146,15 @@ class ConvNorm(Function):
 
     @staticmethod
     def forward(ctx: Node, x: Array, weight: Array, gamma: Array, beta: Array, *,
-                source: Norm | None, norm: Norm, geometry: dict, statistics: dict) -> Array:
-        train = statistics["mode"] == "train"
+                source: Norm | None, norm: Norm, train: bool, geometry: dict,
+                statistics: dict) -> Array:
         weight = as_dtype(weight, x.dtype)
         prologue = None if source is None else source.activation
         z, moments = kernels.of(x).conv2d_forward(x, weight, prologue=prologue, statistics=train,
                                                   **geometry)
         ctx.count = None if moments is None else moments.count
-        mean, inverse, scale, shift = norm_vectors(z, moments, gamma, beta, **statistics)
-        norm.set(z, mean, inverse, scale, shift)
+        vectors = kernels.of(x).norm_vectors(moments, gamma, beta, **statistics)
+        norm.set(z, *vectors)
         ctx.save(x, weight, z)
         ctx.source, ctx.norm, ctx.geometry = source, norm, geometry
         return z
@@ -168,11 +168,14 @@ class ConvNorm(Function):
         norm_grad = NormGrad(None, scale, None, None)
         if count is not None or any(ctx.needs[2:]):
             sums = norm.sums(grad, trusted=not ctx.hooks)
-            dgamma, dbeta = sums.grad_centred * norm.inverse, sums.grad
+            dbeta = sums.grad
+            if count is None:
+                dgamma = sums.grad_centred * norm.inverse
+            else:
+                dgamma, slope, offset = kernels.of(grad).norm_grad_vectors(
+                    sums, norm.mean, norm.inverse, scale, count)
+                norm_grad = NormGrad(z, scale, slope, offset)
         norm.left.clear()
-        if count is not None:
-            slope = -scale * norm.inverse * dgamma / count
-            norm_grad = NormGrad(z, scale, slope, -scale * dbeta / count - slope * norm.mean)
         dx, left, dw = kernels.of(grad).conv2d_backward(
             x, grad, weight, needs=ctx.needs[:2], norm_grad=norm_grad,
             prologue=None if source is None else source.activation,
@@ -194,11 +197,11 @@ def conv_norm(x: Activation, weight: Tensor, gamma: Tensor, beta: Tensor, runnin
     part of the convolution and nothing is kept, except in the dictionary `kept` what can be
     computed once as long as no argument but x changes.
     """
-    norms = {"running_mean": running_mean, "running_var": running_var, "mode": mode,
-             "momentum": momentum, "eps": eps}
+    norms = {"running_mean": running_mean, "running_var": running_var, "momentum": momentum,
+             "eps": eps}
     if not state.fused:
         y = batch_norm(conv2d(value_of(x), weight, None, stride, padding, dilation), gamma, beta,
-                       **norms)
+                       mode=mode, **norms)
         return relu_op(y) if relu else y
     tensor, source = source_of(x)
     tensor = for_products(tensor)
@@ -213,8 +216,8 @@ def conv_norm(x: Activation, weight: Tensor, gamma: Tensor, beta: Tensor, runnin
                                         kept=kept)
         return finish(None, True) if relu else Pending(shape, finish)
     norm = Norm(relu)
-    z = ConvNorm.apply(tensor, weight, gamma, beta, source=source, norm=norm, geometry=geometry,
-                       statistics=norms)
+    z = ConvNorm.apply(tensor, weight, gamma, beta, source=source, norm=norm, train=mode == "train",
+                       geometry=geometry, statistics=norms)
     return Deferred(z, norm)
 
 
@@ -229,7 +232,7 @@ class FoldedConvNorm(Function):
                 residual: Array | None, *, relu: bool, source: Norm | None, geometry: dict,
                 statistics: dict, kept: dict[str, Array] | None) -> Array:
         if kept is None or "shift" not in kept:
-            _, _, scale, shift = norm_vectors(x, None, gamma, beta, **statistics)
+            _, _, scale, shift = kernels.of(x).norm_vectors(None, gamma, beta, **statistics)
             if kept is not None:
                 kept["weight"], kept["shift"] = as_dtype(weight * scale, x.dtype), shift
         if kept is not None:

@@ -7,7 +7,6 @@ import math
 from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array, array_module
-from ..kernels.contract import Moments
 from ..tensor import Tensor
 from .arguments import one_dtype
 
@@ -29,9 +28,8 @@ class BatchNorm(Function):
                 running_var: Array, mode: str, momentum: float, eps: float) -> Array:
         kernel = kernels.of(x)
         moments = kernel.moments(x) if mode == "train" else None
-        mean, inverse, scale, shift = norm_vectors(
-            x, moments, gamma, beta, running_mean=running_mean, running_var=running_var, mode=mode,
-            momentum=momentum, eps=eps)
+        mean, inverse, scale, shift = kernel.norm_vectors(moments, gamma, beta, running_mean,
+                                                          running_var, momentum, eps)
         ctx.count = None if moments is None else moments.count
         ctx.save(x, mean, inverse, scale)
         return kernel.affine(x, scale, shift)
@@ -43,34 +41,13 @@ class BatchNorm(Function):
         if ctx.count is None and not any(ctx.needs[1:]):
             return kernel.affine(grad, scale, array_module(grad).zeros_like(scale)), None, None
         sums = kernel.norm_backward_sums(grad, x, mean)
-        dgamma, dbeta = sums.grad_centred * inverse, sums.grad
-        dx = None
-        if ctx.needs[0]:
-            slope = offset = array_module(grad).zeros_like(scale)
-            if ctx.count is not None:
-                slope = -scale * inverse * dgamma / ctx.count
-                offset = -scale * dbeta / ctx.count - slope * mean
-            dx = kernel.norm_backward(grad, x, scale, slope, offset)
-        return dx, dgamma, dbeta
-
-
-def norm_vectors(x: Array, moments: Moments | None, gamma: Array, beta: Array, *,
-                 running_mean: Array, running_var: Array, mode: str, momentum: float,
-                 eps: float) -> tuple[Array, Array, Array, Array]:
-    """What a batch norm does to x, as vectors: mean, 1 / √(σ² + ε), scale and shift, by the moments
-    of x, towards which the running statistics then move in place, or else by those."""
-    if moments is not None:
-        count, mean, m2 = moments
-        var = m2 / count
-        # In place: the running statistics belong to the caller.
-        running_mean += momentum * (mean - running_mean)
-        running_var += momentum * (m2 / (count - 1) - running_var)
-    else:
-        # Copies: a later update must not reach back into this op.
-        mean, var = running_mean.astype(gamma.dtype), running_var.astype(gamma.dtype)
-    inverse = 1 / array_module(x).sqrt(var + eps)
-    scale = gamma * inverse
-    return mean, inverse, scale, beta - mean * scale
+        if ctx.count is None:
+            dgamma, slope = sums.grad_centred * inverse, array_module(grad).zeros_like(scale)
+            offset = slope
+        else:
+            dgamma, slope, offset = kernel.norm_grad_vectors(sums, mean, inverse, scale, ctx.count)
+        dx = kernel.norm_backward(grad, x, scale, slope, offset) if ctx.needs[0] else None
+        return dx, dgamma, sums.grad
 
 
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, running_mean: Array, running_var: Array,

@@ -13,7 +13,13 @@ from tensorlite.kernels.cpu.elementwise import (
     temporal_skip_forward,
 )
 from tensorlite.kernels.cpu.join import join_backward, join_forward
-from tensorlite.kernels.cpu.normalisation import moments, norm_backward, norm_backward_sums
+from tensorlite.kernels.cpu.normalisation import (
+    moments,
+    norm_backward,
+    norm_backward_sums,
+    norm_grad_vectors,
+    norm_vectors,
+)
 from tensorlite.kernels.cpu.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -53,6 +59,8 @@ __all__ = [
     "moments",
     "norm_backward",
     "norm_backward_sums",
+    "norm_grad_vectors",
+    "norm_vectors",
     "parallel_for",
     "relu_backward",
     "relu_forward",

@@ -88,6 +88,41 @@ def merge_grad_sums(
     return GradSums(total[0].astype(dtype), total[1].astype(dtype))
 
 
+def norm_vectors(
+    moments: Moments | None,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    momentum: float,
+    eps: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What a batch norm does, as vectors: mean, 1 / sqrt(var + eps), scale and shift, by moments,
+    towards which the running statistics then move in place, or else by those. All (C,)."""
+    if moments is not None:
+        count, mean, m2 = moments
+        var = m2 / count
+        # In place: the running statistics belong to the caller.
+        running_mean += momentum * (mean - running_mean)
+        running_var += momentum * (m2 / (count - 1) - running_var)
+    else:
+        # Copies: a later update must not reach back into this op.
+        mean, var = running_mean.astype(gamma.dtype), running_var.astype(gamma.dtype)
+    inverse = 1 / np.sqrt(var + eps)
+    scale = gamma * inverse
+    return mean, inverse, scale, beta - mean * scale
+
+
+def norm_grad_vectors(
+    sums: GradSums, mean: np.ndarray, inverse: np.ndarray, scale: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The gradient to gamma, and slope and offset of `norm_backward`, for a norm by the moments of
+    `count` values a channel."""
+    dgamma = sums.grad_centred * inverse
+    slope = -scale * inverse * dgamma / count
+    return dgamma, slope, -scale * sums.grad / count - slope * mean
+
+
 def norm_backward_sums(grad: np.ndarray, x: np.ndarray, mean: np.ndarray) -> GradSums:
     """Per-channel sums of grad and of grad * (x - mean). grad, x (..., C); mean (C,)."""
     grads, rows = rows_of(grad), rows_of(x)

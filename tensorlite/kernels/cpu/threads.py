@@ -186,8 +186,8 @@ def parallel_for(n: int, body: Callable[[int, int, int], Result], grain: int = 1
         worker.inbox.put(functools.partial(task, number, contextvars.copy_context()))
     task(0, contextvars.copy_context())
     interrupt: BaseException | None = None
-    # Never leave while a worker still writes into the caller's arrays. A signal may come when a word
-    # was taken and not yet counted: the parts, which are there before the word, are what is counted.
+    # Never leave while a worker still writes into the caller's arrays. A signal may come when a
+    # word was taken and not yet counted: what is counted are the parts, there before the word.
     while None in parts:
         try:
             done.get()

@@ -32,7 +32,13 @@ from tensorlite.kernels.cuda.loss import (
     softmax_cross_entropy_backward,
     softmax_cross_entropy_forward,
 )
-from tensorlite.kernels.cuda.normalisation import moments, norm_backward, norm_backward_sums
+from tensorlite.kernels.cuda.normalisation import (
+    moments,
+    norm_backward,
+    norm_backward_sums,
+    norm_grad_vectors,
+    norm_vectors,
+)
 from tensorlite.kernels.cuda.pooling import (
     avg_pool2d_backward,
     avg_pool2d_forward,
@@ -65,6 +71,8 @@ __all__ = [
     "moments",
     "norm_backward",
     "norm_backward_sums",
+    "norm_grad_vectors",
+    "norm_vectors",
     "relu_backward",
     "relu_forward",
     "softmax_cross_entropy_backward",

@@ -7,14 +7,18 @@ leave behind is merged in order in float64.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import numpy as np
 
 from tensorlite.device import Array, array_module
 from tensorlite.kernels.contract import GradSums, Moments
-from tensorlite.kernels.cuda.compiler import Kernel
-from tensorlite.kernels.cuda.launch import launch, sums_dtype
+from tensorlite.kernels.cuda.compiler import Kernel, kernel
+from tensorlite.kernels.cuda.launch import launch, sums_dtype, type_name
 from tensorlite.kernels.cuda.rows import (
     MERGED,
+    THREADS,
     cut,
     flat_grid,
     merge_kernel,
@@ -33,7 +37,22 @@ SOURCE = "normalisation.cu"
 def kernels() -> list[Kernel]:
     """Every kernel that may be launched here."""
     return [*row_kernels(SOURCE, "moments", "grad_sums", "norm_backward"),
+            *(_vector_kernel(name, dtype) for name in ("norm_vectors", "norm_grad_vectors")
+              for dtype in ("float32", "float64")),
             *merge_kernels("merge_moments"), *merge_kernels("merge_sums")]
+
+
+@functools.cache
+def _vector_kernel(name: str, dtype: Any) -> Kernel:
+    """A kernel on vectors of a value a channel."""
+    return kernel("norm_vectors.cu", name, THREADS, TYPE=type_name(dtype))
+
+
+def _launch_vectors(name: str, out: Array, *arguments: Array | np.generic | None) -> None:
+    """Launch such a kernel, a thread a channel of out (vectors, C)."""
+    channels = out.shape[1]
+    launch(_vector_kernel(name, out.dtype), (-(-channels // THREADS),), *arguments, out,
+           np.int32(channels))
 
 
 def moments(x: Array) -> Moments:
@@ -55,6 +74,36 @@ def moments(x: Array) -> Moments:
     launch(merge_kernel("merge_moments", dtype), (-(-channels // MERGED),), partials, out,
            np.int32(runs.number), np.int32(channels), np.int64(rows), np.int64(runs.span))
     return Moments(rows, out[0], out[1])
+
+
+def norm_vectors(moments: Moments | None, gamma: Array, beta: Array, running_mean: Array,
+                 running_var: Array, momentum: float,
+                 eps: float) -> tuple[Array, Array, Array, Array]:
+    """What a batch norm does, as vectors: mean, 1 / sqrt(var + eps), scale and shift, by moments,
+    towards which the running statistics then move in place, or else by those. All (C,)."""
+    dtype = gamma.dtype
+    count, mean, m2 = (0, None, None) if moments is None else moments
+    running = [plain(r, dtype) for r in (running_mean, running_var)]
+    out = array_module(gamma).empty((4, len(gamma)), dtype)
+    given = (None if v is None else plain(v, dtype) for v in (mean, m2, gamma, beta))
+    _launch_vectors("norm_vectors", out, *given, *running,
+                    *(dtype.type(value) for value in (count, momentum, eps)))
+    if moments is not None:
+        for theirs, ours in zip((running_mean, running_var), running, strict=True):
+            if ours is not theirs:
+                theirs[...] = ours
+    return out[0], out[1], out[2], out[3]
+
+
+def norm_grad_vectors(sums: GradSums, mean: Array, inverse: Array, scale: Array,
+                      count: int) -> tuple[Array, Array, Array]:
+    """The gradient to gamma, and slope and offset of `norm_backward`, for a norm by the moments of
+    `count` values a channel."""
+    dtype = scale.dtype
+    out = array_module(scale).empty((3, len(scale)), dtype)
+    given = (plain(v, dtype) for v in (sums.grad, sums.grad_centred, mean, inverse, scale))
+    _launch_vectors("norm_grad_vectors", out, *given, dtype.type(count))
+    return out[0], out[1], out[2]
 
 
 def norm_backward_sums(grad: Array, x: Array, mean: Array) -> GradSums:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tensorlite.kernels import cpu
+from tensorlite.kernels.contract import GradSums, Moments
 from tensorlite.kernels.cuda import normalisation
 from tensorlite.kernels.cuda.launch import sums_dtype
 from tests.cuda_on_cpu.emulator import SCHEDULES
@@ -136,3 +138,43 @@ def test_arrays_that_vectors_do_not_fit(dtype, make_array):
             assert_near(sums.grad, *(f(wide(plain)[0]).sum((0, 1)) for f in (np.asarray, np.abs)))
         dx = normalisation.norm_backward(plain, x, *vectors)
         assert np.array_equal(dx, normalisation.norm_backward(plain, plain, *vectors))
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**31), channels=st.sampled_from([1, 3, 256, 300]),
+       dtype=st.sampled_from(["float32", "float64"]), train=st.booleans(),
+       coarse=st.booleans())
+def test_norm_vectors(seed, channels, dtype, train, coarse):
+    """`coarse`: running statistics of another dtype than the vectors; they move all the same."""
+    rng = np.random.default_rng(seed)
+    mean, gamma, beta, running_mean = rng.standard_normal((4, channels))
+    m2, running_var = rng.uniform(0.5, 9, (2, channels))
+    moments = Moments(17, mean.astype(dtype), m2.astype(dtype)) if train else None
+    kept = "float32" if coarse else dtype
+    vectors = [v.astype(t) for v, t in zip((gamma, beta, running_mean, running_var),
+                                         (dtype, dtype, kept, kept), strict=True)]
+    ours, theirs = vectors[2].copy(), vectors[3].copy()
+    with cramped(normalisation):
+        found = normalisation.norm_vectors(moments, *vectors[:2], ours, theirs, 0.1, 1e-5)
+    exact = [*wide(*vectors), 0.1, 1e-5]
+    expected = cpu.norm_vectors(Moments(17, *wide(*moments[1:])) if train else None, *exact)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        assert_near(a, b, 1 + abs(b) + abs(exact[1]))
+    for a, b, before in zip((ours, theirs), exact[2:4], vectors[2:], strict=True):
+        assert_near(a, b, 1 + abs(b))
+        assert np.array_equal(a, before) != train
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**31), channels=st.sampled_from([1, 3, 256, 300]),
+       dtype=st.sampled_from(["float32", "float64"]))
+def test_norm_grad_vectors(seed, channels, dtype):
+    vectors = np.random.default_rng(seed).uniform(0.5, 2, (5, channels)).astype(dtype)
+    with cramped(normalisation):
+        found = normalisation.norm_grad_vectors(GradSums(*vectors[:2]), *vectors[2:], 29)
+    exact = wide(*vectors)
+    expected = cpu.norm_grad_vectors(GradSums(*exact[:2]), *exact[2:], 29)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == dtype
+        assert_near(a, b, 1 + abs(b))
