@@ -11,13 +11,15 @@ from tensorlite import kernels
 from tensorlite.device import require_cuda
 from tensorlite.kernels import cuda
 from tensorlite.kernels.cuda.launch import running_on
-from tests.cuda_on_cpu.emulator import Emulator, require_compiler
+from tests.cuda_on_cpu.emulator import Emulator, require_compiler, unset_memory
 
 
 @contextlib.contextmanager
-def _emulated() -> Iterator[str]:
+def emulated() -> Iterator[str]:
     """Inside, the CUDA kernels run, on the emulator, for arrays on the CPU."""
-    with pytest.MonkeyPatch.context() as patch, running_on(Emulator("shuffled")):
+    with pytest.MonkeyPatch.context() as patch, unset_memory(), running_on(
+        Emulator("shuffled")
+    ):
         patch.setattr(kernels, "of", lambda array: cuda)
         yield "cpu"
 
@@ -28,7 +30,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     skipped, with the reason, where there is none."""
     if request.param == "emulator":
         require_compiler()
-        with _emulated() as name:
+        with emulated() as name:
             yield name
         return
     if request.param != "cpu":
