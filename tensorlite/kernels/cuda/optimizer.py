@@ -9,14 +9,15 @@ replayed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tensorlite.device import Array, array_module, is_on_gpu
 from tensorlite.kernels.cuda.compiler import Kernel, kernel
-from tensorlite.kernels.cuda.launch import NAMES, launch, type_name
+from tensorlite.kernels.cuda.launch import launch, type_name
 
+MASTERS = ("float32", "float64")  # dtypes of parameters: an update is lost in 16 bits
 PIECE = 8192  # elements a block
 # Places in `control`: the host sets the first two, `prepare` works out the others.
 LR, STEPS, NORM, SKIPPED, SCALE, FACTOR, RATE, EPSILON = range(8)
@@ -35,16 +36,21 @@ class Entry(NamedTuple):
 
 def kernels() -> list[Kernel]:
     """Every kernel that these launchers launch."""
-    names = tuple(NAMES.values())
-    return [*map(_squares, names), _prepare(), *map(_adam, names)]
+    return [*map(_squares, MASTERS), _prepare(), *map(_adam, MASTERS)]
 
 
-def _squares(type_: str) -> Kernel:
-    return kernel("optimizer.cu", "gradient_squares", hot=True, TYPE=type_, PIECE=PIECE)
+def _squares(dtype: Any) -> Kernel:
+    return _on_parameters("gradient_squares", dtype)
 
 
-def _adam(type_: str) -> Kernel:
-    return kernel("optimizer.cu", "adam", hot=True, TYPE=type_, PIECE=PIECE)
+def _adam(dtype: Any) -> Kernel:
+    return _on_parameters("adam", dtype)
+
+
+def _on_parameters(name: str, dtype: Any) -> Kernel:
+    if np.dtype(dtype).name not in MASTERS:
+        raise TypeError(f"Adam on a GPU updates parameters of {' or '.join(MASTERS)}, got {dtype}")
+    return kernel("optimizer.cu", name, hot=True, TYPE=type_name(dtype), PIECE=PIECE)
 
 
 def _prepare() -> Kernel:
@@ -92,7 +98,7 @@ def gradient_squares(tables: Iterable[tuple[Table, np.dtype]], like: Array) -> A
     partial = array_module(like).empty(sum(table.blocks for table, _ in tables), np.float64)
     at = 0
     for table, dtype in tables:
-        launch(_squares(type_name(dtype)), (table.blocks,), table.table, table.pieces,
+        launch(_squares(dtype), (table.blocks,), table.table, table.pieces,
                partial[at : at + table.blocks])
         at += table.blocks
     return partial
@@ -118,5 +124,5 @@ def adam(table: Table, dtype: np.dtype, control: Array, betas: tuple[float, floa
     """Adam's step on all parameters of a table, as `prepare` decided; in place."""
     beta1, beta2 = betas
     numbers = (beta1, 1 - beta1, beta2, 1 - beta2, weight_decay)
-    launch(_adam(type_name(dtype)), (table.blocks,), table.table, table.pieces, control,
+    launch(_adam(dtype), (table.blocks,), table.table, table.pieces, control,
            *map(np.float64, numbers))

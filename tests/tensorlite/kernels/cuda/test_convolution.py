@@ -159,7 +159,8 @@ LARGE = [((2, 9, 15, 24), 136), ((1, 8, 16, 16), 64), ((3, 12, 12, 40), 40)]
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_every_tile(method):
+@pytest.mark.parametrize("prologue", [False, True], ids=["stored", "deferred"])
+def test_every_tile(method, prologue):
     """Tiles beside and below each other, of every size."""
     used = {"correlate": set(), "correlate_weights": set()}
     for load in (1, 200):
@@ -169,12 +170,18 @@ def test_every_tile(method):
             rng = np.random.default_rng(outputs)
             x, w, grad = (rng.standard_normal(s).astype(method.dtype)
                           for s in (case.x_shape, case.w_shape, case.y_shape))
+            first = None
+            if prologue:
+                first = Prologue(exact_factors(1, shape[3], method.dtype),
+                                 vector(2, shape[3], method.dtype), True)
             with emulated(method, load=load, run=128) as launched:
-                y, _ = convolution.conv2d_forward(x, w, **case.geometry)
-                dx, _, dw = convolution.conv2d_backward(x, grad, w, **case.geometry)
+                y, _ = convolution.conv2d_forward(x, w, prologue=first, **case.geometry)
+                dx, _, dw = convolution.conv2d_backward(x, grad, w, prologue=first, **case.geometry)
             for kernel in launched:
-                if kernel.name in used:
-                    used[kernel.name].add(dict(kernel.macros)["TILE_M"] * kernel.threads)
+                macros = dict(kernel.macros)
+                if kernel.name in used and macros["PROLOGUE"] == prologue:
+                    used[kernel.name].add(macros["TILE_M"] * kernel.threads)
+            x = activated(x, first) if first else x
             x, w, grad = (method.seen(a) for a in (x, w, grad))
             for result, reference, left, right in (
                 (y, forward_reference, x, w),

@@ -93,6 +93,16 @@ def test_accumulate(seed, shape, dtype, layout, blocks, whole, make_array):
     assert np.array_equal(into, expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [31, 64])
+def test_accumulate_in_vectors_and_one_by_one(dtype, size):
+    total, piece = np.arange(2 * size, dtype=dtype).reshape(2, size)
+    expected = total + piece
+    with cramped(elementwise):
+        elementwise.accumulate(total, piece)
+    assert np.array_equal(total, expected)
+
+
 def test_accumulate_takes_another_dtype():
     total = np.zeros(5, np.float32)
     elementwise.accumulate(total, np.ones(5, np.float16))

@@ -30,11 +30,12 @@ def reference(logits, labels, grad):
     return -logs[rows, labels], dx * np.asarray(grad, np.float64).reshape(-1, 1)
 
 
-@settings(max_examples=15)
-@given(seed=st.integers(0, 2**31), rows=st.integers(0, 9), dtype=st.sampled_from(
-           ["float16", "float32", "float64"]),
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("labels_dtype", ["int32", "int64", "uint8"])
+@settings(max_examples=5)
+@given(seed=st.integers(0, 2**31), rows=st.integers(0, 9),
        classes=st.sampled_from([1, 2, 31, 32, 33, 101]), schedule=st.sampled_from(SCHEDULES),
-       labels_dtype=st.sampled_from(["int32", "int64", "uint8"]), shift=st.sampled_from([0, 1e4]),
+       shift=st.sampled_from([0, 1e4]),
        layout=st.sampled_from(["plain", "transposed"]), each=st.booleans())
 def test_against_float64(seed, rows, dtype, classes, schedule, labels_dtype, shift, layout, each,
                          make_array):
