@@ -55,35 +55,21 @@ class LogSoftmax(Function):
 class CrossEntropy(Function):
     """-log softmax(logits)[label] for each row; d/dlogits = softmax(logits) - onehot(label).
 
-    On a GPU each is one kernel, and the loss of float16 logits is float32.
+    On a GPU the loss of float16 logits is float32.
     """
 
     @staticmethod
     def forward(ctx: Node, logits: Array, *, labels: Array, reduction: str) -> Array:
-        ctx.reduction, kernel = reduction, kernels.of(logits)
-        if kernel is kernels.cpu:
-            logs = _log_softmax(logits)
-            ctx.save(logs, labels)
-            loss = -logs[np.arange(len(labels)), labels]
-        else:
-            loss, norms = kernel.softmax_cross_entropy_forward(logits, labels)
-            ctx.save(logits, labels, norms)
+        loss, norms = kernels.of(logits).softmax_cross_entropy_forward(logits, labels)
+        ctx.save(logits, labels, norms)
+        ctx.reduction = reduction
         return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
     @staticmethod
     def backward(ctx: Node, grad: Array) -> Array:
-        kernel = kernels.of(grad)
-        if kernel is not kernels.cpu:
-            logits, labels, norms = ctx.saved
-            share = 1 / len(labels) if ctx.reduction == "mean" else 1.0
-            return kernel.softmax_cross_entropy_backward(grad, logits, labels, norms, share)
-        logs, labels = ctx.saved
-        xp = array_module(grad)
-        dx = xp.exp(logs)
-        dx[xp.arange(len(labels)), labels] -= 1
-        if ctx.reduction == "mean":
-            grad = grad / len(labels)
-        return dx * (grad[:, None] if ctx.reduction == "none" else grad)
+        logits, labels, norms = ctx.saved
+        share = 1 / len(labels) if ctx.reduction == "mean" else 1.0
+        return kernels.of(grad).softmax_cross_entropy_backward(grad, logits, labels, norms, share)
 
 
 def softmax(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from tensorlite.kernels.cpu.convolution import conv2d_backward, conv2d_forward
 from tensorlite.kernels.cpu.elementwise import (
     accumulate,
     affine,
+    cast,
     column_sums,
     matmul2d,
     relu_backward,
@@ -13,6 +14,10 @@ from tensorlite.kernels.cpu.elementwise import (
     temporal_skip_forward,
 )
 from tensorlite.kernels.cpu.join import join_backward, join_forward
+from tensorlite.kernels.cpu.loss import (
+    softmax_cross_entropy_backward,
+    softmax_cross_entropy_forward,
+)
 from tensorlite.kernels.cpu.normalisation import (
     moments,
     norm_backward,
@@ -43,6 +48,7 @@ __all__ = [
     "affine",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
+    "cast",
     "column_sums",
     "conv2d_backward",
     "conv2d_forward",
@@ -65,6 +71,8 @@ __all__ = [
     "relu_backward",
     "relu_forward",
     "set_num_threads",
+    "softmax_cross_entropy_backward",
+    "softmax_cross_entropy_forward",
     "temporal_skip_backward",
     "temporal_skip_forward",
 ]

@@ -132,6 +132,11 @@ def affine(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, relu: bool = Fal
     return y.reshape(x.shape)
 
 
+def cast(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """x rounded to another floating-point dtype: a new array."""
+    return x.astype(dtype)
+
+
 def relu_forward(x: np.ndarray) -> np.ndarray:
     """max(x, 0); NaN stays NaN."""
     flat = np.ascontiguousarray(x).reshape(-1)
