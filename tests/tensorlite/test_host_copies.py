@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite import Tensor
 
+from .campaign import examples
 from .conftest import emulated
 from .op_cases import CASES, OpCase
 
@@ -39,7 +40,7 @@ def test_what_stands_for_a_device_refuses():
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-@settings(max_examples=5)
+@examples(5)
 @given(data=st.data())
 def test_no_op_copies_to_the_host(case: OpCase, data: st.DataObject):
     call = data.draw(case.calls)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite.kernels.contract import Epilogue, Mask, NormGrad, Prologue
@@ -18,6 +18,7 @@ from tensorlite.kernels.cuda import convolution, normalisation, precision
 from tensorlite.kernels.cuda.compiler import Kernel, usage
 from tensorlite.kernels.cuda.launch import running_on, sums_dtype
 from tests.cuda_on_cpu.emulator import SCHEDULES, Emulator
+from tests.tensorlite.campaign import examples
 from tests.tensorlite.kernels.test_convolution_kernels import (
     Case,
     cases,
@@ -108,7 +109,7 @@ def activated(x: np.ndarray, prologue: Prologue) -> np.ndarray:
     return (np.maximum(value, 0) if prologue.relu else value).astype(x.dtype)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(case=cases(), method=methods, bias=st.booleans(), prologue=st.booleans(),
        relu=st.booleans(), schedule=schedules_drawn, load=loads)
 def test_forward(case, method, bias, prologue, relu, schedule, load, make_array):
@@ -128,7 +129,7 @@ def test_forward(case, method, bias, prologue, relu, schedule, load, make_array)
     assert_near(y, forward_reference(case, left, right) + shift, magnitude)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(case=cases(), method=methods, prologue=st.booleans(), relu=st.booleans(),
        needs=st.sampled_from([(True, True), (True, False), (False, True)]),
        run=st.sampled_from([32, 64, 4096]), schedule=schedules_drawn, load=loads)
@@ -193,7 +194,7 @@ def test_every_tile(method, prologue):
     assert [len(tiles) for tiles in used.values()] == [method.tiles] * 2
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(case=cases(), method=methods, bias=st.booleans(), residual=st.booleans(),
        scaled=st.booleans(), relu=st.booleans(), statistics=st.booleans(), load=loads)
 def test_bias_then_moments_then_epilogue(case, method, bias, residual, scaled, relu, statistics,
@@ -242,7 +243,7 @@ def test_moments_do_not_cancel(method):
     np.testing.assert_allclose(moments.m2, stored.var((0, 1, 2)) * 3 * 11 * 13, rtol=3e-6)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(case=cases(), method=methods, relu=st.booleans(), schedule=schedules_drawn, load=loads)
 def test_mask(case, method, relu, schedule, load, make_array):
     w = make_array(case.seed + 1, case.w_shape, method.dtype, "plain")
@@ -292,7 +293,7 @@ def test_norm_grad(method, running):
             np.testing.assert_array_equal(a, b)
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(seed=seeds, rows=st.integers(1, 70), inner=st.integers(1, 40), columns=st.integers(1, 70),
        method=methods, turned=st.tuples(st.booleans(), st.booleans()),
        out=st.sampled_from([None, "plain", "strided"]))

@@ -6,12 +6,13 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tensorlite.kernels import cpu
 from tensorlite.kernels.cuda import elementwise
 from tensorlite.kernels.cuda.launch import sums_dtype
+from tests.tensorlite.campaign import examples
 
 from .row_cases import (
     DTYPES,
@@ -32,7 +33,7 @@ def needs_the_emulator(schedules):
     pass
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(**arrays, relu=st.booleans())
 def test_affine(seed, shape, dtype, layout, blocks, relu, make_array):
     x = make_array(seed, shape, dtype, layout)
@@ -44,7 +45,7 @@ def test_affine(seed, shape, dtype, layout, blocks, relu, make_array):
     assert_near(y, cpu.affine(v, a, b, relu), abs(v * a) + abs(b))
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(**arrays)
 def test_relu(seed, shape, dtype, layout, blocks, make_array):
     x, grad = (make_array(seed + i, shape, dtype, layout) for i in range(2))
@@ -80,7 +81,7 @@ def test_arrays_without_axes():
     assert [float(r) for r in results] == [0, -2, -2]
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(**arrays, whole=st.booleans())
 def test_accumulate(seed, shape, dtype, layout, blocks, whole, make_array):
     total, piece = (make_array(seed + i, shape, dtype, layout) for i in range(2))
@@ -109,7 +110,7 @@ def test_accumulate_takes_another_dtype():
     assert np.array_equal(total, np.ones(5))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(**arrays, schedule=orders)
 def test_column_sums(seed, shape, dtype, layout, blocks, schedule, make_array):
     x = make_array(seed, (shape[0] * shape[1], shape[2]), dtype, layout)
@@ -163,7 +164,7 @@ skips = dict(
 )
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(**skips, schedule=orders)
 @example(seed=0, chunks=1, frames=3, lacks="x", shape=(3,), dtype="float32", layout="plain",
          schedule="reverse")  # blocks that write one place would be seen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite.kernels import cpu
@@ -12,6 +12,7 @@ from tensorlite.kernels.contract import Prologue, Term
 from tensorlite.kernels.cuda import join
 from tensorlite.kernels.cuda.launch import sums_dtype
 from tests.cuda_on_cpu.emulator import SCHEDULES
+from tests.tensorlite.campaign import examples
 
 from .row_cases import DTYPES, assert_near, cramped, misaligned, orders, vectors_of, wide
 
@@ -79,7 +80,7 @@ def magnitude(terms, chunks):
         for z, a, offset in wide_terms(terms)], chunks)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(joins())
 def test_forward(make_array, case):
     terms, _ = made(make_array, **case)
@@ -90,7 +91,7 @@ def test_forward(make_array, case):
                 magnitude(terms, case["chunks"]))
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(joins())
 def test_forward_of_any_numbers(make_array, case):
     """Not multiples of 1/8, whose sums are exact."""
@@ -104,7 +105,7 @@ def test_forward_of_any_numbers(make_array, case):
                 magnitude(terms, case["chunks"]))
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(joins(), orders)
 def test_backward(make_array, case, schedule):
     chunks, dtype = case["chunks"], case["dtype"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite.kernels import cpu
@@ -12,6 +12,7 @@ from tensorlite.kernels.contract import GradSums, Moments
 from tensorlite.kernels.cuda import normalisation
 from tensorlite.kernels.cuda.launch import sums_dtype
 from tests.cuda_on_cpu.emulator import SCHEDULES
+from tests.tensorlite.campaign import examples
 
 from .row_cases import (
     DTYPES,
@@ -30,7 +31,7 @@ def needs_the_emulator(schedules):
     pass
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(**arrays, schedule=orders)
 def test_moments(seed, shape, dtype, layout, blocks, schedule, make_array):
     x = make_array(seed, shape, dtype, layout)
@@ -87,7 +88,7 @@ def test_empty(shape, dtype):
         assert result.shape == vector.shape and result.dtype == vector.dtype and not result.any()
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(**arrays, schedule=orders)
 def test_norm_backward_sums(seed, shape, dtype, layout, blocks, schedule, make_array):
     grad, x = (make_array(seed + i, shape, dtype, layout) for i in range(2))
@@ -103,7 +104,7 @@ def test_norm_backward_sums(seed, shape, dtype, layout, blocks, schedule, make_a
     assert_near(sums.grad_centred, expected.grad_centred, abs(g * (abs(v) + abs(m))).sum((0, 1)))
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(**arrays)
 def test_norm_backward(seed, shape, dtype, layout, blocks, make_array):
     grad, x = (make_array(seed + i, shape, dtype, layout) for i in range(2))
@@ -140,7 +141,7 @@ def test_arrays_that_vectors_do_not_fit(dtype, make_array):
         assert np.array_equal(dx, normalisation.norm_backward(plain, plain, *vectors))
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(seed=st.integers(0, 2**31), channels=st.sampled_from([1, 3, 256, 300]),
        dtype=st.sampled_from(["float32", "float64"]), train=st.booleans(),
        coarse=st.booleans())
@@ -166,7 +167,7 @@ def test_norm_vectors(seed, channels, dtype, train, coarse):
         assert np.array_equal(a, before) != train
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(seed=st.integers(0, 2**31), channels=st.sampled_from([1, 3, 256, 300]),
        dtype=st.sampled_from(["float32", "float64"]))
 def test_norm_grad_vectors(seed, channels, dtype):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite import Tensor, kernels, nn, optim
@@ -14,6 +14,7 @@ from tensorlite.kernels import cuda
 from tensorlite.kernels.cuda import optimizer as launchers
 from tensorlite.kernels.cuda.launch import running_on
 from tests.cuda_on_cpu.emulator import Emulator
+from tests.tensorlite.campaign import examples
 
 # Odd sizes, none, exactly a piece and one more, and one that is not contiguous.
 SHAPES = {"w": (37, 5), "b": (3,), "scale": (), "none": (0, 2), "piece": (launchers.PIECE,),
@@ -103,7 +104,7 @@ def test_float32_is_as_near_to_float64_as_the_cpu_is(on_gpu):
 
 
 @pytest.mark.usefixtures("schedules")
-@settings(max_examples=8)
+@examples(8)
 @given(sizes=st.lists(st.integers(0, 3000), min_size=1, max_size=5), seed=st.integers(0, 99),
        scale=st.sampled_from([1.0, 2.0**10]), dtype=st.sampled_from([np.float32, np.float64]),
        max_norm=st.sampled_from([None, 1e-3, 1e9]))

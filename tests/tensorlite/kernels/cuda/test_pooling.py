@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite.kernels import cpu
@@ -12,6 +12,7 @@ from tensorlite.kernels.contract import Mask, Prologue
 from tensorlite.kernels.cuda import pooling
 from tensorlite.kernels.cuda.launch import running_on, sums_dtype
 from tests.cuda_on_cpu.emulator import Emulator
+from tests.tensorlite.campaign import examples
 
 DTYPES = ["float16", "float32", "float64"]
 LAYOUTS = ["plain", "strided", "transposed", "reversed"]
@@ -74,7 +75,7 @@ def out_shape(pool):
     return n, (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1, channels
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(pool=pools(), ties=st.booleans(), extremes=st.booleans())
 def test_max_pool(pool, ties, extremes, make_array):
     x = make_array(pool["seed"], pool["shape"], pool["dtype"], pool["layout"])
@@ -95,7 +96,7 @@ def test_max_pool(pool, ties, extremes, make_array):
     agree(dx, cpu.max_pool2d_backward(*wide(grad, x, y), *window)[0], abs(grad).max())
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(pool=pools(), ties=st.booleans(), relu=st.booleans(), positive=st.booleans())
 def test_max_pool_of_an_activation(pool, ties, relu, positive, make_array):
     z = make_array(pool["seed"], pool["shape"], pool["dtype"], pool["layout"])
@@ -152,7 +153,7 @@ def test_nan_wins_padding_never_does_and_infinity_stays_at_the_maximum(emulator)
     assert dx.ravel().tolist() == [0] * 8 + [np.inf]
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(pool=pools())
 def test_avg_pool(pool, make_array):
     x = make_array(pool["seed"], pool["shape"], pool["dtype"], pool["layout"])
@@ -166,7 +167,7 @@ def test_avg_pool(pool, make_array):
     agree(dx, cpu.avg_pool2d_backward(*wide(grad), x.shape, *window), abs(grad).max())
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(pool=pools(), channels=st.sampled_from([1, 5, 40, 264]))
 def test_global_avg_pool(pool, channels, make_array):
     shape = (*pool["shape"][:3], channels)

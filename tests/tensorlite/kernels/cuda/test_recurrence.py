@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorlite.kernels import cpu
 from tensorlite.kernels.cuda import recurrence
 from tensorlite.kernels.cuda.launch import running_on, sums_dtype
 from tests.cuda_on_cpu.emulator import Emulator
+from tests.tensorlite.campaign import examples
 
 NAMES = ("dx", "dw_ih", "dw_hh", "db_ih", "db_hh", "dh0")
 
@@ -70,7 +71,7 @@ def both_ways(kernels, grad, lengths, x, w_ih, w_hh, b_ih, b_hh, h0):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("shared", [64 << 10, 0], ids=["several in a block", "one in a block"])
-@settings(max_examples=5)
+@examples(5)
 @given(case=sequences(), with_h0=st.booleans())
 def test_against_the_cpu(case, with_h0, dtype, shared, make_array):
     case |= {"dtype": dtype, "shared": shared}
