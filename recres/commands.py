@@ -46,10 +46,11 @@ class Parser(argparse.ArgumentParser):
         raise InputError(message)
 
 
-def set_threads(count: int) -> None:
-    """Compute with this many threads from here on. OpenCV gets none of its own: the cores belong to
-    the kernels, and to whole videos where many are decoded."""
-    tensorlite.set_num_threads(count)
+def use_machine(threads: int, device: str) -> None:
+    """Compute with this many threads on this device from here on. OpenCV gets no threads of its
+    own: the cores belong to the kernels, and to whole videos where many are decoded."""
+    tensorlite.set_num_threads(threads)
+    tensorlite.use_device(device)
     cv2.setNumThreads(1)
 
 

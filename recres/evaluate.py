@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
     options = config.override(run.config, args)
-    commands.set_threads(options.threads)
+    commands.use_machine(options.threads, options.device)
     model, classes, convention = build.open_model(run, options, args.weights)
     videos = build.open_videos(options, run.path)
     if videos.split.classes != classes:

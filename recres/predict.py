@@ -63,7 +63,7 @@ def _predict(args: argparse.Namespace) -> int:
                          "look for")
     run = Run.open(args.run)
     options = config.override(run.config, args)
-    commands.set_threads(options.threads)
+    commands.use_machine(options.threads, options.device)
     model, classes, convention = build.open_model(run, options)
     with using(options.precision):
         return _predict_all(model, classes, options, convention, args)

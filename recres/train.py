@@ -97,7 +97,7 @@ class Job:
 
     def do(self) -> None:
         """Do what is left to do."""
-        commands.set_threads(self.config.threads)
+        commands.use_machine(self.config.threads, self.config.device)
         say(f"run       {self.run.path}")
         videos = build.open_videos(self.config, self.run.path)
         for reason in videos.skipped.values():

@@ -12,6 +12,7 @@ Images are (N, H, W, C), convolution weights (kh, kw, C_in / groups, C_out).
 
 from . import nn, optim
 from .autograd import Function, Node, Step, walk
+from .device import use_device
 from .gradcheck import GradientError, gradcheck
 from .kernels.cpu import get_num_threads, set_num_threads
 from .ops import (
@@ -113,6 +114,7 @@ __all__ = [
     "temporal_skip",
     "transpose",
     "unfused",
+    "use_device",
     "value_of",
     "walk",
 ]

@@ -61,6 +61,14 @@ def require_cuda(device: str) -> ModuleType:
     return cupy
 
 
+def use_device(device: str) -> None:
+    """Let this thread compute on `device` from here on. Operations on arrays of a CUDA device make
+    their results on the thread's, which is "cuda:0" at first; RuntimeError where it is missing."""
+    device = parse_device(device)
+    if device != "cpu":
+        require_cuda(device).cuda.Device(int(device.partition(":")[2])).use()
+
+
 def to_device(array: Array, device: str) -> Array:
     """`array` itself when it is on `device` already, otherwise a copy there."""
     device = parse_device(device)

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 
+import tensorlite as tl
 from tensorlite import Tensor, kernels
 from tensorlite.device import (
     array_module,
@@ -51,6 +52,23 @@ def test_cuda_without_cupy_says_what_is_missing(monkeypatch: pytest.MonkeyPatch)
                 lambda: to_device(np.ones(1), "cuda"), lambda: require_cuda("cuda:0")):
         with pytest.raises(RuntimeError, match="CuPy is not installed; install it with: pip "):
             ask()
+
+
+def test_use_device_makes_it_the_current_one(monkeypatch: pytest.MonkeyPatch):
+    used: list[int] = []
+    cupy = types.SimpleNamespace(
+        is_available=lambda: True,
+        cuda=types.SimpleNamespace(
+            runtime=types.SimpleNamespace(getDeviceCount=lambda: 2),
+            Device=lambda number: types.SimpleNamespace(use=lambda: used.append(number))))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    for device in ("cpu", "cuda:1", "cuda"):
+        tl.use_device(device)
+    assert used == [1, 0]
+    with pytest.raises(RuntimeError, match="'cuda:2': this machine has CUDA devices 0 to 1"):
+        tl.use_device("cuda:2")
+    with pytest.raises(ValueError, match="^device: got 'gpu'"):
+        tl.use_device("gpu")
 
 
 @pytest.mark.parametrize(("available", "count", "device", "message"), [
