@@ -166,18 +166,23 @@ def positive(text: str) -> int:
     return value
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser = Parser("bench.cpu", "Compare the engine with PyTorch on the CPU.",
-                    less_memory="--only chooses smaller rows")
+def make_parser(module: str, description: str) -> Parser:
+    """What the benchmarks of both devices are asked."""
+    parser = Parser(module, description, less_memory="--only chooses smaller rows")
     parser.add_argument("--json", action="store_true", help="print a list of objects, nothing else")
     parser.add_argument("--only", metavar="NAME", action="append", default=[],
                         help="only this row, or those that begin so or match the pattern; may be "
                              "given several times")
-    parser.add_argument("--threads", metavar="N", type=positive, default=cores,
-                        help="of each side (default: the cores that this process may use)")
     parser.add_argument("--pairs", metavar="N", type=positive, default=PAIRS,
                         help=f"turns of each side (default: {PAIRS})")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parser = make_parser("bench.cpu", "Compare the engine with PyTorch on the CPU.")
+    parser.add_argument("--threads", metavar="N", type=positive, default=cores,
+                        help="of each side (default: the cores that this process may use)")
     return run(parser, benchmark, argv)
 
 

@@ -38,12 +38,12 @@ import numpy as np
 
 from bench.agreement import compare
 from bench.card import Card, Ceilings, Player
-from bench.cpu import PAIRS, positive
+from bench.cpu import make_parser
 from bench.cuda_rows import ROWS
 from bench.rows import OURS, Row, arrays, select
 from bench.sides import Failed
 from bench.work import work
-from recres.commands import Parser, bar, run, say
+from recres.commands import bar, run, say
 from tensorlite.io import replacing
 
 LOST = 3
@@ -230,14 +230,7 @@ def benchmark(options: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser("bench.cuda", "Compare the engine with PyTorch on a GPU.",
-                    less_memory="--only chooses smaller rows")
-    parser.add_argument("--json", action="store_true", help="print a list of objects, nothing else")
-    parser.add_argument("--only", metavar="NAME", action="append", default=[],
-                        help="only this row, or those that begin so or match the pattern; may be "
-                             "given several times")
-    parser.add_argument("--pairs", metavar="N", type=positive, default=PAIRS,
-                        help=f"turns of each side (default: {PAIRS})")
+    parser = make_parser("bench.cuda", "Compare the engine with PyTorch on a GPU.")
     parser.add_argument("--results", metavar="FILE", type=Path,
                         help="write each row here as it is done; rows that are here are not "
                              "measured again")

@@ -1,4 +1,4 @@
-"""Which pixels a convolution's output sees: sizes, windows, and the phases of a strided one.
+"""Which pixels a sliding window's output sees: sizes, windows, and the phases of a strided one.
 
 Both kinds of kernels go by it. Nothing here touches an array.
 """
@@ -21,8 +21,9 @@ class Window(NamedTuple):
 
 
 def output_size(
-    shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+    shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1)
 ) -> Pair:
+    """Height and width of what a window sliding over images (N,H,W,C) makes."""
     height, width = (
         (shape[1 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1
         for i in range(2)

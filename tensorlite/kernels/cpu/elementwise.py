@@ -15,6 +15,7 @@ import numpy as np
 
 from tensorlite.kernels.cpu.memory import empty, empty_like, zeros
 from tensorlite.kernels.cpu.threads import parallel_for, scratch
+from tensorlite.kernels.frames import live_frames
 
 # Elements of one array worked on at a time. Measured on Zen 3: 1 << 18 beats 1 << 16, which fits
 # the inner cache better but calls NumPy, and hands the GIL to and fro, four times as often.
@@ -199,15 +200,6 @@ def _copy(a: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _live(frames: int, y_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Frames a chunk has left in y and in x; a shorter y lacks its first, a shorter x its last."""
-    if y_shape[0] == x_shape[0]:
-        return frames, frames
-    if y_shape[0] * frames == x_shape[0] * (frames - 1):
-        return frames - 1, frames
-    return frames, frames - 1
-
-
 def temporal_skip_forward(y: np.ndarray, x: np.ndarray, frames: int) -> np.ndarray:
     """out_t = y_t + x_{t-1} inside each chunk of `frames` frames, x_0 = 0.
 
@@ -217,7 +209,7 @@ def temporal_skip_forward(y: np.ndarray, x: np.ndarray, frames: int) -> np.ndarr
     out = _copy(y)
     if frames == 1 or not out.size:
         return out
-    y_frames, x_frames = _live(frames, y.shape, x.shape)
+    y_frames, x_frames = live_frames(frames, y.shape, x.shape)
     late = out.reshape(-1, y_frames, *y.shape[1:])[:, y_frames - (frames - 1) :]
     early = x.reshape(-1, x_frames, *x.shape[1:])[:, : frames - 1]
 
@@ -235,7 +227,7 @@ def temporal_skip_backward(
     dy, dx = _copy(grad), zeros(x_shape, grad.dtype)
     if frames == 1 or not grad.size:
         return dy, dx
-    y_frames, x_frames = _live(frames, y_shape, x_shape)
+    y_frames, x_frames = live_frames(frames, y_shape, x_shape)
     late = dy.reshape(-1, y_frames, *y_shape[1:])[:, y_frames - (frames - 1) :]
     early = dx.reshape(-1, x_frames, *x_shape[1:])[:, : frames - 1]
 

@@ -17,6 +17,7 @@ from tensorlite.kernels.cpu.elementwise import keep_active, keep_positive, recti
 from tensorlite.kernels.cpu.memory import empty_like
 from tensorlite.kernels.cpu.normalisation import merge_grad_sums, tile_grad_sums
 from tensorlite.kernels.cpu.threads import parallel_for, scratch
+from tensorlite.kernels.frames import clear_unused
 
 # Elements of one array worked on at a time, and those below which one thread does it all.
 CHUNK = 1 << 16
@@ -173,7 +174,7 @@ def join_backward(
     parts = parallel_for(len(target.rows), body, grain=1 + GRAIN // max(1, channels))
     for number, term in enumerate(terms):
         if owners[number]:
-            _clear_unused(results[number], chunks, len(y) // chunks, term.offset)
+            clear_unused(results[number], chunks, len(y) // chunks, term.offset)
     tiles: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in terms]
     for part in parts:
         for number, tile in part:
@@ -182,11 +183,3 @@ def join_backward(
         (dx, None if mean is None else merge_grad_sums(own, channels, y.dtype))
         for dx, mean, own in zip(results, means, tiles, strict=True)
     ]
-
-
-def _clear_unused(array: np.ndarray, chunks: int, times: int, offset: int) -> None:
-    """Zero the frames of array (B T', ...) that reach no frame of chunks of `times` frames."""
-    frames = array.reshape(chunks, -1, *array.shape[1:])
-    for time in range(frames.shape[1]):
-        if not 0 <= time + offset < times:
-            frames[:, time] = 0

@@ -30,15 +30,10 @@ from tensorlite.kernels.cpu.normalisation import (
     tile_grad_sums,
 )
 from tensorlite.kernels.cpu.threads import Band, bands, parallel_for, scratch
+from tensorlite.kernels.geometry import Pair, output_size
 
-Pair = tuple[int, int]
 Where = tuple[slice, slice, slice]  # images, lines, columns
 Views = list[tuple[slice, np.ndarray]]  # for each window cell: the outputs it serves, its values
-
-
-def _output_size(shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair) -> Pair:
-    height, width = ((shape[1 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))
-    return height, width
 
 
 def _clip(first: int, last: int, size: int, tap: int, stride: int, pad: int) -> tuple[slice, slice]:
@@ -77,7 +72,7 @@ def max_pool2d_forward(
     Padding never wins; NaN wins over numbers.
     """
     (count, lines, columns, channels), dtype = x.shape, x.dtype
-    height, width = _output_size(x.shape, kernel, stride, padding)
+    height, width = output_size(x.shape, kernel, stride, padding)
     y = empty((count, height, width, channels), dtype)
     sign = None
     if prologue is not None:
@@ -332,7 +327,7 @@ def _scatter(
 def avg_pool2d_forward(x: np.ndarray, kernel: Pair, stride: Pair, padding: Pair) -> np.ndarray:
     """Mean over windows of kh*kw cells, padding counted as zeros. x (N,H,W,C) -> (N,OH,OW,C)."""
     count, channels = x.shape[0], x.shape[3]
-    height, width = _output_size(x.shape, kernel, stride, padding)
+    height, width = output_size(x.shape, kernel, stride, padding)
     y = zeros((count, height, width, channels), x.dtype)
     share = x.dtype.type(1 / (kernel[0] * kernel[1]))
     limit = max(1, CHUNK // 4 // max(1, width * channels))

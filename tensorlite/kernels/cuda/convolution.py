@@ -28,7 +28,7 @@ from tensorlite.device import Array, array_module, is_on_gpu
 from tensorlite.kernels.contract import Epilogue, GradSums, Mask, Moments, NormGrad, Prologue
 from tensorlite.kernels.cuda import precision
 from tensorlite.kernels.cuda.compiler import Kernel, kernel
-from tensorlite.kernels.cuda.launch import NAMES, launch, sums_dtype, type_name
+from tensorlite.kernels.cuda.launch import NAMES, address, launch, sums_dtype, type_name
 from tensorlite.kernels.cuda.rows import MERGED, merge_kernel, merge_kernels, merge_sums
 from tensorlite.kernels.geometry import Pair, Phase, Window, output_size, phases
 
@@ -167,7 +167,7 @@ def _up(size: int, multiple: int) -> int:
 
 
 def _aligned(a: Array) -> bool:
-    return (a.data.ptr if is_on_gpu(a) else a.ctypes.data) % 16 == 0
+    return address(a) % 16 == 0
 
 
 def _ready(a: Array, dtype: Any = None) -> Array:

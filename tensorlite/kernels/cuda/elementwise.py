@@ -28,6 +28,7 @@ from tensorlite.kernels.cuda.rows import (
     vectors,
     width_for,
 )
+from tensorlite.kernels.frames import live_frames
 
 SOURCE = "elementwise.cu"
 PIECE = 2 * THREADS  # vectors of a frame that a block takes, at least
@@ -124,15 +125,6 @@ def _cast_kernel(source: Any, target: Any, width: int) -> Kernel:
                   TARGET=type_name(target), WIDTH=width)
 
 
-def _live(frames: int, y_shape: tuple[int, ...], x_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Frames a chunk has left in y and in x; a shorter y lacks its first, a shorter x its last."""
-    if y_shape[0] == x_shape[0]:
-        return frames, frames
-    if y_shape[0] * frames == x_shape[0] * (frames - 1):
-        return frames - 1, frames
-    return frames, frames - 1
-
-
 def temporal_skip_forward(y: Array, x: Array, frames: int) -> Array:
     """out_t = y_t + x_{t-1} inside each chunk of `frames` frames, x_0 = 0.
 
@@ -162,7 +154,7 @@ def temporal_skip_backward(grad: Array, y_shape: tuple[int, ...], x_shape: tuple
 def _skip(name: str, *arrays: Array, shapes: tuple[tuple[int, ...], tuple[int, ...]],
           frames: int) -> None:
     """Launch one of the two kernels above on arrays of the shape of y or x."""
-    y_frames, x_frames = _live(frames, *shapes)
+    y_frames, x_frames = live_frames(frames, *shapes)
     size = math.prod(shapes[0][1:])
     width = width_for(size, *arrays)
     size //= width

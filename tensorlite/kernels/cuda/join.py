@@ -28,6 +28,7 @@ from tensorlite.kernels.cuda.rows import (
     vectors,
     width_for,
 )
+from tensorlite.kernels.frames import clear_unused
 
 SOURCE = "join.cu"
 TERMS = 3  # that the kernels take, at most
@@ -82,7 +83,7 @@ def join_backward(grad: Array, y: Array, terms: Sequence[Term], means: Sequence[
            partials if norms else None, *geometry)
     for term, dx in zip(terms, own, strict=True):
         if dx is not None:
-            _clear_unused(dx, chunks, len(y) // chunks, term.offset)
+            clear_unused(dx, chunks, len(y) // chunks, term.offset)
     sums = iter(merge_sums(partials))
     return [(shared if dx is None else dx, None if mean is None else GradSums(*next(sums)))
             for dx, mean in zip(own, means, strict=True)]
@@ -124,12 +125,3 @@ def _arguments(terms: Sequence[Term], shape: tuple[int, ...],
         yield from (value, scale, shift, np.int32(activation is not None and activation.relu),
                     np.int32(offset), np.int32(1 if flat else len(value) // chunks))
     yield from (None, None, None, *[np.int32(0)] * 3) * (TERMS - len(terms))
-
-
-def _clear_unused(array: Array, chunks: int, times: int, offset: int) -> None:
-    """Zero the frames of array (B T', ...) that reach no frame of chunks of `times` frames."""
-    frames = array.reshape(chunks, -1, *array.shape[1:])
-    if offset < 0:
-        frames[:, :-offset] = 0
-    if frames.shape[1] + offset > times:
-        frames[:, max(0, times - offset):] = 0

@@ -52,6 +52,11 @@ def sums_dtype(dtype: Any) -> np.dtype:
     return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
+def address(array: Array) -> int:
+    """Where the first element of an array lies, in the memory that kernels see."""
+    return array.data.ptr if is_on_gpu(array) else array.ctypes.data
+
+
 def launch(kernel: Kernel, grid: Grid, *arguments: Array | np.generic | None,
            shared: int = 0) -> None:
     """Run a kernel on a grid of blocks (x, y, z at most), `kernel.threads` threads each.

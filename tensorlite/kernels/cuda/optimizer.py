@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorlite.device import Array, array_module, is_on_gpu
+from tensorlite.device import Array, array_module
 from tensorlite.kernels.cuda.compiler import Kernel, kernel
-from tensorlite.kernels.cuda.launch import launch, type_name
+from tensorlite.kernels.cuda.launch import address, launch, type_name
 
 MASTERS = ("float32", "float64")  # dtypes of parameters: an update is lost in 16 bits
 PIECE = 8192  # elements a block
@@ -55,11 +55,6 @@ def _on_parameters(name: str, dtype: Any) -> Kernel:
 
 def _prepare() -> Kernel:
     return kernel("optimizer.cu", "prepare_update", TYPE="double", PIECE=PIECE)
-
-
-def address(array: Array) -> int:
-    """Where the first element of an array lies, in the memory that kernels see."""
-    return array.data.ptr if is_on_gpu(array) else array.__array_interface__["data"][0]
 
 
 class Table:

@@ -24,8 +24,7 @@ from tensorlite.kernels.cuda.rows import (
     widest,
     width_for,
 )
-
-Pair = tuple[int, int]
+from tensorlite.kernels.geometry import Pair, output_size
 
 PARTS = 1024  # blocks, at most, of those that leave sums behind
 MAX_PIXELS = 1 << 30  # the kernels count them in 32 bits
@@ -79,8 +78,8 @@ def _windows(shape: tuple[int, ...], out: tuple[int, ...], *pairs: Pair) -> tupl
 
 
 def _output(x: Array, kernel: Pair, stride: Pair, padding: Pair) -> Array:
-    sides = ((x.shape[1 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(2))
-    return array_module(x).empty((x.shape[0], *sides, x.shape[3]), x.dtype)
+    size = output_size(x.shape, kernel, stride, padding)
+    return array_module(x).empty((x.shape[0], *size, x.shape[3]), x.dtype)
 
 
 def max_pool2d_forward(x: Array, kernel: Pair, stride: Pair, padding: Pair,

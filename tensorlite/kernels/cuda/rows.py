@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tensorlite.device import Array, array_module, is_on_gpu
+from tensorlite.device import Array, array_module
 from tensorlite.kernels.cuda.compiler import Kernel, kernel
-from tensorlite.kernels.cuda.launch import NAMES, launch, sums_dtype, type_name
+from tensorlite.kernels.cuda.launch import NAMES, address, launch, sums_dtype, type_name
 
 THREADS = 256
 BYTES = 16  # that a thread moves at a time at most, where sizes and alignment allow
@@ -51,12 +51,8 @@ def width_for(size: int, *arrays: Array, most: int = WIDEST) -> int:
     """How many elements to move at a time of arrays of one dtype whose rows have `size`."""
     dtype = arrays[0].dtype
     width = widest(dtype, most)
-    aligned = all(_address(a) % (width * dtype.itemsize) == 0 for a in arrays)
+    aligned = all(address(a) % (width * dtype.itemsize) == 0 for a in arrays)
     return width if aligned and size % width == 0 else 1
-
-
-def _address(a: Array) -> int:
-    return a.data.ptr if is_on_gpu(a) else a.ctypes.data
 
 
 def plain(a: Array, dtype: Any) -> Array:

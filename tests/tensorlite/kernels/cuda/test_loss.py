@@ -9,10 +9,8 @@ from hypothesis import strategies as st
 
 from tensorlite.kernels.cuda import loss
 from tensorlite.kernels.cuda.launch import running_on, sums_dtype
-from tests.cuda_on_cpu.emulator import Emulator
+from tests.cuda_on_cpu.emulator import SCHEDULES, Emulator
 from tests.tensorlite.campaign import examples
-
-SCHEDULES = ["forward", "reverse", "shuffled"]
 
 
 @pytest.fixture(autouse=True, scope="module")
