@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from recres.commands import bar, say
 from recres.config import Config
 from recres.datasets import Split, figures, ucf101
 from recres.errors import InputError
-from recres.loader import Videos
+from recres.feature_store import FeatureStore, create_all, encoder, feature_shape, made_by
+from recres.loader import SIDES, FrameLoader, Loader, Videos
 from recres.models import STAGES, VideoResNet, average_pooling, recurrent_resnet
-from recres.models.resnet import stage_number
+from recres.models.resnet import BasicBlock, Bottleneck, stage_number
+from recres.models.sequence import SequenceModel
 from recres.models.weights import load_pretrained
 from recres.random import generator
 from recres.runs import Run, read_json, write_json
+from recres.sequences import SequenceLoader
+from tensorlite import nn
 
 
 def read_split(config: Config, log: Callable[[str], object] = print) -> Split:
@@ -38,39 +42,68 @@ def read_split(config: Config, log: Callable[[str], object] = print) -> Split:
     return figures.read(config.root, config.split)
 
 
-def open_videos(config: Config, folder: Path) -> Videos:
-    """The videos of the run in `folder`, which remembers what was found when they were first read.
+def scan_videos(config: Config, log: Callable[[str], object] = say) -> Videos:
+    """The videos of the options, every one of which is decoded to count its frames.
 
     InputError where the data or, without --skip-bad, a video cannot be used.
     """
-    split, path = read_split(config, log=say), folder / "videos.json"
-    if path.is_file():
-        return Videos(split, config, read_json(path))
+    split = read_split(config, log)
     with bar("reading videos", "video", len(split.train) + len(split.test)) as shown:
-        videos = Videos(split, config, progress=lambda done, _: shown.update(done - shown.n))
+        return Videos(split, config, progress=lambda done, _: shown.update(done - shown.n))
+
+
+def open_videos(config: Config, folder: Path, log: Callable[[str], object] = say) -> Videos:
+    """The videos of the run in `folder`, which remembers what was found when they were first read.
+
+    Raises as `scan_videos`.
+    """
+    path = folder / "videos.json"
+    if path.is_file():
+        return Videos(read_split(config, log), config, read_json(path))
+    videos = scan_videos(config, log)
     write_json(path, videos.found)
     return videos
 
 
-def build_model(config: Config, classes: int) -> VideoResNet:
-    """The network of the options, its weights drawn from the seed, frozen as far as they say.
-
-    InputError for options that fit no network.
-    """
+def build_network(config: Config, classes: int) -> VideoResNet:
+    """The network of images that the options name, its weights drawn from the seed, frozen as far
+    as they say; with --features the backbone. InputError for options that fit no network."""
     options: dict[str, Any] = {
         "classes": classes, "context": config.context, "version": config.version,
-        "width": config.width, "rng": generator(config.seed, "initial weights")}
+        "width": config.width, "rng": generator(config.seed, "initial weights"),
+        "truncate": None if config.truncate == "none" else config.truncate,
+        "channels": 2 * config.flow_length if config.input == "flow" else 3}
     try:
-        if config.model == "avgpool":
-            model: VideoResNet = average_pooling(config.depth, **options)
+        if config.model == "rrn":
+            model: VideoResNet = recurrent_resnet(
+                config.depth, skip=config.skip, position=config.position, readout=config.readout,
+                recurrent_gradient=config.recurrent_gradient or "correct", **options)
         else:
-            model = recurrent_resnet(config.depth, skip=config.skip, position=config.position,
-                                     readout=config.readout, **options)
+            model = average_pooling(config.depth, **options)
+        if config.freeze != "none":
+            model.freeze(config.freeze)
     except ValueError as error:
         raise InputError(f"--{error}") from None
-    if config.freeze != "none":
-        model.freeze(config.freeze)
     return model
+
+
+def build_sequence_model(config: Config, classes: int) -> SequenceModel:
+    """The model of sequences of --features, its weights drawn from the seed."""
+    return SequenceModel(config.model, feature_channels(config), classes,
+                         rng=generator(config.seed, "initial weights", "sequence"))
+
+
+def build_model(config: Config, classes: int) -> nn.Module:
+    """What is trained: the network of images or, with --features, the model of sequences."""
+    build = build_sequence_model if config.features else build_network
+    return build(config, classes)
+
+
+def feature_channels(config: Config) -> int:
+    """How many features --features gives of a frame."""
+    assert config.features
+    expansion = Bottleneck.expansion if config.depth >= 50 else BasicBlock.expansion
+    return config.width * 2 ** (stage_number(config.features) - 1) * expansion
 
 
 def load_weights(model: VideoResNet, config: Config,
@@ -90,23 +123,59 @@ def load_weights(model: VideoResNet, config: Config,
 
 
 def _temporal_start(config: Config) -> str:
-    if config.model == "avgpool" or config.context == 1:
+    if config.skip in (None, "none"):
         return "none: there is no temporal skip"
-    if config.skip == "identity":
-        return "none: identity has no weights"
+    if config.skip in ("identity", "pure_temporal"):
+        return f"none: {config.skip} has no weights"
     return f"Kaiming normal, fan out, seed {config.seed}; a batch norm after each"
 
 
 def frozen_stage(config: Config, model: VideoResNet) -> str | None:
     """The last stage that is frozen and looks at each frame alone: its features can be kept."""
+    if config.features:
+        return config.features
     if config.freeze == "none":
         return None
     last = min(stage_number(config.freeze), stage_number(model.last_framewise_stage()))
     return STAGES[last] if last >= 0 else None
 
 
+def open_store(config: Config, network: VideoResNet, videos: Videos, folder: Path,
+               start: Mapping[str, Any], sides: Sequence[str] = SIDES) -> FeatureStore | None:
+    """Where features of the frozen stages are kept for a run in `folder`; None if nothing is.
+
+    start: what config.json says of the model's start. Whatever is missing is yet to be made.
+    """
+    stage = frozen_stage(config, network)
+    if stage is None:
+        return None
+    source = start["weights"]["source"] if start["weights"] else None
+    made = made_by(network, stage, bool(config.features), config, start["input"], source)
+    shape = feature_shape(network, stage, config.image_size)
+    return FeatureStore(Path(config.store) if config.store else folder / "features", made,
+                        shape[-1:] if config.features else shape, videos, config, sides)
+
+
+def make_features(store: FeatureStore, network: VideoResNet, frames: FrameLoader,
+                  log: Callable[[str], object] = say) -> None:
+    """Make what features `store` lacks."""
+    if not store.missing:
+        return
+    log(f"features  {store.nbytes_missing / 1e9:.2f} GB to make, in {store.path}")
+    total = sum(store.videos.counts[place] for place in store.missing)
+    with bar("features", "frame", total) as shown:
+        create_all([store], encoder(network, frames, store.config.threads), shown.update)
+
+
+def open_loader(config: Config, store: FeatureStore | None, frames: FrameLoader) -> Loader:
+    """What makes the inputs of `build_model`."""
+    if store is None:
+        return frames
+    return SequenceLoader(store, config.seed) if config.features else store
+
+
 def open_model(run: Run, config: Config, path: Path | None = None
-               ) -> tuple[VideoResNet, tuple[str, ...], str]:
+               ) -> tuple[nn.Module, tuple[str, ...], str]:
     """A run's best model, or the one saved in `path`, on the device of `config`; its classes; and
     how it wants its images. InputError or FormatError where there is none that fits."""
     path = path or run.path / "best.safetensors"

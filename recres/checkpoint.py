@@ -70,6 +70,13 @@ def load(path: str | os.PathLike[str], model: Module, optimizer: Optimizer,
     return Progress(**json.loads(metadata["progress"]))
 
 
+def load_network(path: str | os.PathLike[str], model: Module) -> None:
+    """Restore the model alone. Raises as `load`."""
+    arrays, _ = load_safetensors(path)
+    restore_model(path, model, {name.removeprefix("model/"): array for name, array in arrays.items()
+                                if name.startswith("model/")})
+
+
 def save_model(path: str | os.PathLike[str], model: Module, about: Mapping[str, str]) -> None:
     """Write the parameters and buffers alone, under their own names; `about` is the metadata."""
     save_safetensors(path, model.state_dict(), about)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,26 @@ from typing import Any
 import tensorlite
 from recres.datasets import figures
 from recres.errors import InputError
-from recres.models import POSITIONS, READOUTS, SKIPS, STAGES, VERSIONS
-from recres.models.resnet import stage_number
+from recres.models import (
+    POSITIONS,
+    READOUTS,
+    RECURRENT_GRADIENTS,
+    SKIPS,
+    STAGES,
+    TRUNCATIONS,
+    VERSIONS,
+)
 from tensorlite.device import parse_device, require_cuda
 from tensorlite.precision import PRECISIONS
 
 DATA_SETS = ("figures", "ucf101")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOST_THREADS = 4096  # more than machines have cores; many more could not be started
-RECURRENT_ONLY = ("skip", "position", "readout")  # mean nothing to --model avgpool
+MODELS = ("rrn", "avgpool", "gru", "lstm")
+INPUTS = ("frames", "flow", "dynamic")
+SAMPLINGS = ("chunks", "segments")
+# What means nothing to the other models.
+RECURRENT_ONLY = ("skip", "position", "readout", "recurrent_gradient")
 
 
 def _option(group: str, help: str, default: Any = None, *, ucf101: Any = None, kind: type = str,
@@ -55,14 +66,26 @@ class Config:
                               ucf101=10, kind=int, least=1)
     image_size: int = _option("data", "side of the square that the network sees, in pixels", 64,
                               ucf101=224, kind=int, least=32)
+    input: str = _option("data", "what the network sees of each sampled frame: the frame itself; "
+                         "a stack of optical flow that begins there; dynamic: one dynamic image "
+                         "(approximate rank pooling) of the whole video", "frames", choices=INPUTS,
+                         older=True)
+    flow_length: int = _option("data", "with --input flow: fields of flow in a stack", 5,
+                               ucf101=10, kind=int, least=1, most=32, older=True)
+    sampling: str = _option("data", "chunks of successive sampled frames, or (temporal segment "
+                            "networks) one frame of each of --context equal parts of a video",
+                            "chunks", choices=SAMPLINGS, older=True)
+    chunks_per_video: int | None = _option("data", "train on at most this many chunks of a video, "
+                                           "spread evenly over it (default: all)", kind=int,
+                                           least=1, older=True)
     holdout: float = _option("data", "share of the training videos, by whole groups, held out to "
                              "choose the best epoch by; 0: the last epoch is taken", 0.15,
                              kind=float, least=0, most=0.9)
     skip_bad: bool = _option("data", "leave out videos that cannot be read, and list them in the "
                              "result, instead of stopping", False, kind=bool)
 
-    model: str = _option("model", "recurrent residual network, or average pooling over frames",
-                         "rrn", choices=("rrn", "avgpool"))
+    model: str = _option("model", "recurrent residual network; average pooling over frames; or, "
+                         "on --features, a GRU or LSTM over frames", "rrn", choices=MODELS)
     backbone: str = _option("model", "the residual network", "resnet18", ucf101="resnet50",
                             choices=BACKBONES)
     width: int = _option("model", "channels of its stem; every stage scales with it", 16,
@@ -75,6 +98,19 @@ class Config:
                                    choices=POSITIONS)
     readout: str | None = _option("model", "classify a chunk from its last frame or from the mean "
                                   "over frames", "last", choices=READOUTS)
+    recurrent_gradient: str | None = _option(
+        "model", "what a convolutional skip's weights learn from: the frame that they were applied "
+        "to, or the frame after it, as in the code that the paper names (wrong; to compare)",
+        "correct", choices=RECURRENT_GRADIENTS, older=True)
+    truncate: str = _option("model", "end the network after this stage: pool and classify there",
+                            "none", choices=("none", *TRUNCATIONS), older=True)
+    features: str | None = _option(
+        "model", "train on features of whole videos instead of on chunks of frames: those of the "
+        "frozen backbone after this stage, pooled over each frame", choices=STAGES[1:],
+        older=True)
+    z_norm: bool = _option("model", "with --features: subtract each feature's mean and divide by "
+                           "its deviation, over the frames trained on", False, kind=bool,
+                           older=True)
     weights: str | None = _option("model", "start from the weights in this file (torchvision, "
                                   "timm, Keras, or our own)")
     freeze: str = _option("model", "train nothing up to and including this stage", "none",
@@ -83,6 +119,8 @@ class Config:
     # Those of figures were chosen on the held-out groups of a set made with another seed.
     epochs: int = _option("training", "how often every chunk is seen", 16, ucf101=20, kind=int,
                           least=1)
+    updates: int | None = _option("training", "stop after this many updates (default: --epochs)",
+                                  kind=int, least=1, older=True)
     batch: int = _option("training", "chunks that go through the network at once", 32, ucf101=16,
                          kind=int, least=1)
     update_fraction: float | None = _option(
@@ -104,6 +142,9 @@ class Config:
                            "use every frame's mirror image", False, kind=bool)
     seed: int = _option("training", "seed of every random draw", 0, kind=int, least=0)
 
+    store: str | None = _option("machine", "keep features of frozen stages in this folder, for "
+                                "other runs too (default: with the run, until it is complete)",
+                                older=True)
     threads: int = _option("machine", "threads to compute with (default: the cores this process "
                            "may use; with --resume the run's); runs are bit-equal at one number of "
                            "threads", kind=int, least=1, most=MOST_THREADS, older=True)
@@ -136,11 +177,13 @@ class Config:
         return cls(**_defaults(found["data"]) | found)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add every option of `Config`; those not given are absent from the namespace."""
+def add_options(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
+    """Add every option of `Config`, or these; those not given are absent from the namespace."""
     groups: dict[str, Any] = {}
     for item in fields(Config):
         info = item.metadata
+        if only is not None and item.name not in only:
+            continue
         if info["group"] not in groups:
             groups[info["group"]] = parser.add_argument_group(info["group"])
             if info["group"] == "data":
@@ -197,7 +240,7 @@ def _default_text(info: Mapping[str, Any]) -> str:
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The options that stood on the command line, paths made absolute."""
     values = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
-    for name in ("root", "weights"):
+    for name in ("root", "weights", "store"):
         if name in values:
             values[name] = os.path.abspath(values[name])
     return values
@@ -210,16 +253,45 @@ def resolve(values: Mapping[str, Any], data_root: str | os.PathLike[str] = "data
     full["root"] = full["root"] or os.path.abspath(Path(data_root) / data)
     for item in fields(Config):
         _check_range(item.name, full[item.name], item.metadata)
-    if full["model"] == "avgpool":
-        for name in RECURRENT_ONLY:
-            if name in values:
-                raise InputError(f"--{name} {values[name]}: --model avgpool has no temporal skip")
-            full[name] = None
-    if full["freeze"] != "none" and "colour_jitter" not in values:
+    if full["updates"] is not None and "epochs" in values:
+        raise InputError(f"--epochs {values['epochs']}: --updates {full['updates']} says already "
+                         "how long to train")
+    _fit_to_model(full, values)
+    if (full["freeze"] != "none" or full["features"] or full["input"] == "flow") \
+            and "colour_jitter" not in values:
         full["colour_jitter"] = 0.0
     config = Config(**full)
-    _check_together(config, values)
+    _check_together(config)
     return config
+
+
+def _fit_to_model(full: dict[str, Any], values: Mapping[str, Any]) -> None:
+    """Take out of `full` the options that mean nothing beside the others; InputError for one that
+    was given nevertheless."""
+
+    def without(names: Sequence[str], why: str, instead: Any = None) -> None:
+        for name in names:
+            if name in values and values[name] != instead:
+                raise InputError(f"--{name.replace('_', '-')} {values[name]}: {why}")
+            full[name] = instead
+
+    if full["features"]:
+        without(["context"], "--features takes whole videos", 1)
+        without(["freeze", "truncate"], "--features stand behind a frozen backbone, which ends "
+                "there", "none")
+    if full["input"] == "dynamic":
+        without(["context"], "a video has one dynamic image", 1)
+    if full["model"] != "rrn":
+        without(RECURRENT_ONLY, f"--model {full['model']} has no temporal skip")
+        return
+    if full["context"] == 1:
+        without(["skip"], "a chunk of one frame (--context 1) has no temporal skip", "none")
+    if full["skip"] == "none":
+        without(["position"], "--skip none has no temporal skip")
+    elif full["truncate"] != "none" and "position" not in values:
+        full["position"] = full["truncate"]
+    if full["skip"] not in ("conv", "conv_nonlinear"):
+        without(["recurrent_gradient"], f"--skip {full['skip']} has no weights")
 
 
 def _defaults(data: str) -> dict[str, Any]:
@@ -244,25 +316,39 @@ def _check_range(name: str, value: Any, info: Mapping[str, Any]) -> None:
         raise InputError(f"{flag} {value}: expected {bound}{upper}")
 
 
-def _check_together(config: Config, values: Mapping[str, Any]) -> None:
+def _check_together(config: Config) -> None:
     """Refuse what contradicts, and a device that is not there."""
-    frozen = config.freeze != "none"
-    if config.context == 1 and config.skip not in (None, "identity"):
-        raise InputError(f"--skip {config.skip}: a chunk of one frame (--context 1) has no "
-                         "temporal skip")
-    if frozen and config.augment_per_frame:
-        raise InputError("--augment-per-frame: with --freeze the views are fixed")
-    if frozen and config.colour_jitter:
-        raise InputError("--colour-jitter: with --freeze the views are fixed")
-    if config.mirror and not frozen:
+    kept = config.features or (config.freeze if config.freeze != "none" else None)
+    fixed = "--features" if config.features else "--freeze"
+    if config.features and config.model == "rrn":
+        raise InputError(f"--features {config.features}: a recurrent residual network needs "
+                         "feature maps: --freeze keeps them")
+    if config.model in ("gru", "lstm") and not config.features:
+        raise InputError(f"--model {config.model}: works on the features of a frozen backbone, "
+                         "expected --features with one of " + ", ".join(STAGES[1:]))
+    if config.features and config.input != "frames":
+        raise InputError(f"--input {config.input}: --features are of frames")
+    if config.z_norm and not config.features:
+        raise InputError("--z-norm: without --features there are none to normalise")
+    ends = ("none", *STAGES)
+    if config.truncate != "none" and ends.index(config.freeze) > ends.index(config.truncate):
+        raise InputError(f"--freeze {config.freeze}: --truncate {config.truncate} ends the network "
+                         "before it")
+    if config.sampling == "segments" and (config.features or config.input == "dynamic"):
+        raise InputError("--sampling segments: whole videos are taken, not chunks")
+    if kept and config.augment_per_frame:
+        raise InputError(f"--augment-per-frame: with {fixed} the views are fixed")
+    if kept and config.colour_jitter:
+        raise InputError(f"--colour-jitter: with {fixed} the views are fixed")
+    if config.input == "flow" and config.colour_jitter:
+        raise InputError("--colour-jitter: flow has no colours")
+    if config.mirror and not kept:
         raise InputError("--mirror: without --freeze every chunk's view is drawn, mirroring "
                          "included")
+    if config.store and not kept:
+        raise InputError(f"--store {config.store}: nothing is frozen whose features could be kept")
     if config.weights is not None and not os.path.isfile(config.weights):
         raise InputError(f"--weights {config.weights}: no such file")
-    if (config.model == "rrn" and frozen and config.skip != "identity" and config.position
-            and stage_number(config.freeze) >= int(config.position[-1])):
-        raise InputError(f"--freeze {config.freeze}: would freeze the untrained temporal skip at "
-                         f"{config.position}")
     _check_device(config)
 
 

@@ -1,17 +1,28 @@
-"""`python -m recres.evaluate RUN`: compute the errors of a run's best model again."""
+"""`python -m recres.evaluate RUN`: compute the errors of a run's best model again.
+
+A model is tested on videos that it was not trained on, or its error means nothing: each of
+UCF-101's three splits tests videos that the other two train on. What a model was trained on stands
+in its file, and evaluating it on another split is refused unless --force, which the result says.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from recres import build, commands, config, report
+from recres import build, checkpoint, commands, config, summary
+from recres.config import Config
+from recres.datasets import ucf101
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
-from recres.loader import FrameLoader
+from recres.loader import FrameLoader, Loader, Videos
 from recres.runs import Run, write_json
+from recres.scores import write_scores
 from tensorlite.precision import using
 
 
@@ -22,8 +33,12 @@ def parser() -> commands.Parser:
     result.add_argument("run", metavar="RUN", help="folder of the run")
     result.add_argument("--side", choices=("test", "holdout"), default="test",
                         help="the videos to evaluate on (default: test)")
+    result.add_argument("--split", metavar="N", type=int, choices=(1, 2, 3),
+                        help="of which split (default: the run's)")
     result.add_argument("--weights", metavar="FILE", type=Path, help="a model of the same network "
                         "that another run saved (default: best.safetensors of this run)")
+    result.add_argument("--force", action="store_true", help="evaluate even on videos that the "
+                        "model was trained on; the result says so")
     config.add_overrides(result)
     return result
 
@@ -36,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     run = Run.open(args.run)
     options = config.override(run.config, args)
+    options = replace(options, split=args.split or options.split)
     commands.use_machine(options.threads, options.device)
     model, classes, convention = build.open_model(run, options, args.weights)
     videos = build.open_videos(options, run.path)
@@ -43,17 +59,100 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise InputError(f"{options.root}: its classes are not those of the model")
     if not videos.sides[args.side]:
         raise InputError(f"--side {args.side}: the run held no videos out")
-    loader = FrameLoader(videos.source, options, convention)
+    path = args.weights or run.path / "best.safetensors"
+    trained, about = _trained_on(path)
+    reason = why_not(trained, videos, args.side)
+    if reason is not None and not args.force:
+        raise InputError(f"{path}: {reason}; --force evaluates it all the same")
+    if reason is not None:
+        commands.say(f"forced    {reason}")
+    loader = _open_loader(options, videos, convention, run, args.side)
     with commands.bar(f"evaluating {args.side}", "chunk",
                       chunks_to_assess(videos, args.side)) as shown, using(options.precision):
-        summary, scores = assess(model, loader, videos, args.side, shown.update)
-    names = f"evaluation-{args.side}.json", f"scores-{args.side}.npz"
-    report.write_scores(run.path / names[1], scores, classes)
+        errors, scores = assess(model, loader, videos, args.side, shown.update)
+    # Never under the name of the run's own, honest evaluation.
+    name = args.side + (f"-split{options.split}" if options.split != run.config.split else "")
+    name += "-forced" if reason is not None else ""
+    names = f"evaluation-{name}.json", f"scores-{name}.npz"
+    write_scores(run.path / names[1], scores, classes, options.data, options.split)
     write_json(run.path / names[0], {
         "side": args.side, "weights": str(args.weights or "best.safetensors"),
-        "precision": options.precision, **summary})
-    print(f"{report.table(summary)}\n{'written':12} {run.path}: {', '.join(names)}")
+        "data": options.data, "split": options.split, "trained_on": about,
+        "forced": reason is not None, "force_reason": reason,
+        "precision": options.precision, **errors})
+    print(f"{summary.table(errors)}\n{'written':12} {run.path}: {', '.join(names)}")
     return 0
+
+
+def _open_loader(options: Config, videos: Videos, convention: str, run: Run,
+                 side: str) -> Loader:
+    """Frames for the whole network; for a model of features, these from its backbone."""
+    frames = FrameLoader(videos.source, options, convention)
+    if not options.features:
+        return frames
+    network = build.build_network(options, len(videos.split.classes))
+    start = build.load_weights(network, options, log=str)
+    network.to(options.device)
+    store = build.open_store(options, network, videos, run.path, start, (side,))
+    assert store is not None
+    build.make_features(store, network, frames)
+    return build.open_loader(options, store, frames)
+
+
+def _trained_on(path: Path) -> tuple[Config | None, dict[str, Any] | None]:
+    """The options that the model in a file was trained with, and what of them a result repeats;
+    None where the file does not say."""
+    _, about = checkpoint.load_model(path)
+    try:
+        values = json.loads(about["options"])
+    except (KeyError, ValueError):
+        return None, None
+    trained = Config.from_json(values if isinstance(values, Mapping) else {}, str(path))
+    return trained, {"data": trained.data, "split": trained.split, "root": trained.root}
+
+
+def why_not(trained: Config | None, videos: Videos, side: str) -> str | None:
+    """Why a model trained with these options must not be evaluated on a side of `videos`.
+
+    None if nothing speaks against it. Names of videos decide, not the split's number alone: the
+    lists of the data set that it was trained on are read again where they are still there.
+    """
+    here = videos.config
+    if trained is None:
+        return "it does not say which videos it was trained on, these may be among them"
+    if trained.data != here.data:
+        return (f"trained on {trained.data}, but this is {here.data}: the error would be that of "
+                "another data set's model")
+    if side == "holdout":
+        different = [name for name in ("split", "holdout", "seed", "skip_bad")
+                     if getattr(trained, name) != getattr(here, name)]
+        if different:
+            own, other = (", ".join(f"{name} {getattr(which, name)}" for name in different)
+                          for which in (trained, here))
+            return (f"trained with {own}, but these videos are held out with {other}: it may have "
+                    "been trained on them")
+        return None
+    places = videos.sides[side]
+    tested = {videos.source.videos[place].name.lower() for place in places}
+    listed = _training_names(trained)
+    common = tested & listed
+    if trained.split == here.split and not common:
+        return None
+    found = (f"{len(common)} of the {len(tested)} test videos are among its training videos" if
+             listed else "its training videos are among the test videos")
+    where = "" if trained.root == here.root else f" ({trained.root})"
+    there = "" if trained.root == here.root else f" ({here.root})"
+    return (f"trained on split {trained.split} of {trained.data}{where}, but this tests on split "
+            f"{here.split}{there}: {found}, so the error would come out too low")
+
+
+def _training_names(trained: Config) -> set[str]:
+    """Lower-case names of the training side's videos, none where its lists cannot be read now."""
+    try:
+        split = ucf101.read(trained.root, trained.split, check_files=False)
+    except InputError:
+        return set()
+    return {video.name.lower() for video in split.train}
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ import numpy as np
 from recres import metrics
 from recres.loader import Chunk, Loader, Videos
 from recres.metrics import Scores
-from recres.models import VideoResNet
 from recres.video.prefetch import Prefetcher
-from tensorlite import Tensor, no_grad
+from tensorlite import Tensor, nn, no_grad
 
 CHUNKS_AT_ONCE = 32
 
 
-def score(model: VideoResNet, loader: Loader, videos: Videos, side: str, *,
+def score(model: nn.Module, loader: Loader, videos: Videos, side: str, *,
           backwards: bool = False, progress: Callable[[int], Any] | None = None) -> Scores:
     """What the network says of a side's videos, with running statistics and the fixed view.
 
@@ -31,7 +30,7 @@ def score(model: VideoResNet, loader: Loader, videos: Videos, side: str, *,
     logits = []
     with Prefetcher(lambda batch: loader.load(batch, None, backwards), batches) as loaded:
         for batch, inputs in zip(batches, loaded, strict=True):
-            logits.append(predict_logits(model, inputs, loader.stage))
+            logits.append(predict_logits(model, inputs, **loader.arguments(batch)))
             if progress is not None:
                 progress(len(batch))
     return metrics.gather([video.name for video in listed], [video.label for video in listed],
@@ -39,12 +38,13 @@ def score(model: VideoResNet, loader: Loader, videos: Videos, side: str, *,
 
 
 @np.errstate(all="ignore")  # answers that are not finite are still answers
-def predict_logits(model: VideoResNet, inputs: np.ndarray, after: str | None = None) -> np.ndarray:
-    """Logits (B, classes) of chunks (B, T, H, W, C), on the CPU, with running statistics."""
+def predict_logits(model: nn.Module, inputs: np.ndarray, **arguments: Any) -> np.ndarray:
+    """Logits (B, classes) of chunks (B, T, ...), on the CPU, with running statistics; `arguments`
+    is what else the model takes."""
     model.eval()
     device = next(model.parameters()).device
     with no_grad():
-        return in_full(model(Tensor(inputs, device=device), after=after))
+        return in_full(model(Tensor(inputs, device=device), **arguments))
 
 
 def in_full(x: Tensor) -> np.ndarray:
@@ -53,7 +53,7 @@ def in_full(x: Tensor) -> np.ndarray:
     return array.astype(np.promote_types(array.dtype, np.float32), copy=False)
 
 
-def assess(model: VideoResNet, loader: Loader, videos: Videos, side: str,
+def assess(model: nn.Module, loader: Loader, videos: Videos, side: str,
            progress: Callable[[int], Any] | None = None) -> tuple[dict[str, Any], Scores]:
     """The errors on a side, as they stand in result.json, and the scores they come from.
 

@@ -1,7 +1,8 @@
 """Chunks of videos, and their frames as arrays for the network.
 
-Every sampled frame of a video is in a chunk of T; a chunk is a video and a place in it. What a
-chunk looks like in an epoch depends on (seed, epoch, chunk) alone.
+Every sampled frame of a video is in a chunk of T; a chunk is a video and a place in it. With
+temporal segments a video is one chunk, of T frames spread over it; on features of whole videos it
+is one of all its frames. What a chunk looks like in an epoch depends on (seed, epoch, chunk) alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from recres.errors import InputError
 from recres.random import generator
 from recres.video import augment, colour
 from recres.video.decode import VideoError
-from recres.video.sample import chunk_starts
+from recres.video.sample import chunk_starts, segment_indices
 from recres.video.source import FrameSource
 
 FRAME_BYTES = 2 << 30  # decoded frames kept in memory, at most
@@ -26,8 +27,9 @@ SIDES = ("train", "holdout", "test")
 
 
 class Chunk(NamedTuple):
-    """T sampled frames of a video from `start` on. video: its place in the source of frames;
-    number: the chunk's own among all of its source, by which its draws are keyed."""
+    """T sampled frames of a video from `start` on (which ones: `frame_indices`). video: its place
+    in the source of frames; number: the chunk's own among all of its source, whether or not they
+    are used, by which its draws are keyed."""
 
     number: int
     video: int
@@ -51,7 +53,8 @@ class Videos:
                  progress: Callable[[int, int], None] | None = None) -> None:
         self.split, self.config = split, config
         listed = (*split.train, *split.test)
-        self.source = FrameSource(listed, config.frame_step, config.context, _frame_bytes())
+        self.source = FrameSource(listed, config.frame_step, config.context, _frame_bytes(),
+                                  config.input, config.flow_length)
         if found is None:
             results = self.source.scan(config.threads, config.skip_bad, progress)
             found = {video.name: str(result) if isinstance(result, VideoError) else result
@@ -67,7 +70,8 @@ class Videos:
         self._chunks: dict[int, list[Chunk]] = {}
         number = 0
         for place, count in self.counts.items():
-            starts = chunk_starts(count, config.context)
+            whole = config.features or config.sampling == "segments"
+            starts = (0,) if whole else chunk_starts(count, config.context)
             self._chunks[place] = [Chunk(number + i, place, s) for i, s in enumerate(starts)]
             number += len(starts)
 
@@ -86,12 +90,37 @@ class Videos:
                 for side, videos in zip(SIDES, (train, held, test), strict=True)}
 
     def chunks(self, side: str) -> list[Chunk]:
-        """Every chunk of a side, video by video."""
-        return [chunk for place in self.sides[side] for chunk in self._chunks[place]]
+        """Every chunk of a side, video by video; of the training side with --chunks-per-video that
+        many of each, from the middles of equal parts of it."""
+        result: list[Chunk] = []
+        for place in self.sides[side]:
+            chunks, most = self._chunks[place], self.config.chunks_per_video
+            if side == "train" and most is not None and most < len(chunks):
+                chunks = [chunks[i] for i in segment_indices(len(chunks), most)]
+            result.extend(chunks)
+        return result
+
+    def frame_indices(self, chunk: Chunk, epoch: int | None = None) -> Sequence[int]:
+        """Which sampled frames of its video a chunk has: see `frame_indices` of this module."""
+        return frame_indices(chunk, self.counts[chunk.video], self.config, epoch)
 
     def label(self, chunk: Chunk) -> int:
         """The class of a chunk."""
         return self.source.videos[chunk.video].label
+
+
+def frame_indices(chunk: Chunk, count: int, config: Config,
+                  epoch: int | None = None) -> Sequence[int]:
+    """Which of the `count` sampled frames of its video a chunk has.
+
+    Temporal segments are drawn for a training epoch; without one it is the middles.
+    """
+    if config.features:
+        return range(count)
+    if config.sampling == "segments":
+        rng = None if epoch is None else generator(config.seed, epoch, chunk.number, "segments")
+        return segment_indices(count, config.context, rng)
+    return range(chunk.start, chunk.start + config.context)
 
 
 def _frame_bytes() -> int:
@@ -102,40 +131,45 @@ def _frame_bytes() -> int:
 class Loader(Protocol):
     """Makes network inputs of chunks; may be called from a thread."""
 
-    @property
-    def stage(self) -> str | None:
-        """The stage whose features these are; None for images."""
-
     def load(self, chunks: Sequence[Chunk], epoch: int | None = None,
              backwards: bool = False) -> np.ndarray:
-        """(B, T, H, W, C) float32: as drawn for a training epoch, or, without one, the view to
-        evaluate on. backwards: the chunks of the videos played backwards."""
+        """(B, T, …) float32: as drawn for a training epoch, or, without one, the view to evaluate
+        on. backwards: the chunks of the videos played backwards."""
+
+    def arguments(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """What else the network is to be given with these chunks, by name."""
 
 
 class FrameLoader:
-    """Chunks as normalised images, from decoded frames."""
+    """Chunks as normalised images or flow.
 
-    stage: str | None = None
+    convention: of the network for images (`augment.normalise`); flow has its own.
+    """
 
     def __init__(self, source: FrameSource, config: Config, convention: str) -> None:
-        self.source, self.config, self.convention = source, config, convention
+        self.source, self.config = source, config
+        self.is_flow = source.input == "flow"
+        self.convention = "flow" if self.is_flow else convention
 
     def load(self, chunks: Sequence[Chunk], epoch: int | None = None,
              backwards: bool = False) -> np.ndarray:
         """See `Loader`."""
         config, size = self.config, self.config.image_size
-        out = np.empty((len(chunks), config.context, size, size, 3), np.uint8)
+        out = np.empty((len(chunks), config.context, size, size, self.source.channels), np.uint8)
         for place, chunk in zip(out, chunks, strict=True):
-            frames = self.source.frames(chunk.video)
-            frames = frames[::-1] if backwards else frames
-            frames = frames[chunk.start : chunk.start + config.context]
+            frames = self.source.frames(chunk.video, backwards)
             views = self.views(frames.shape[1], frames.shape[2], chunk, epoch)
-            for frame, target in zip(frames, place, strict=True):
-                augment.apply(frame[None], next(views), size, out=target[None])
+            indices = frame_indices(chunk, len(frames), config, epoch)
+            for i, target in zip(indices, place, strict=True):
+                augment.apply(frames[i : i + 1], next(views), size, target[None], self.is_flow)
             if epoch is not None and config.colour_jitter:
                 rng = generator(config.seed, epoch, chunk.number, "colour")
                 colour.apply(place, colour.draw_matrix(rng, config.colour_jitter))
         return augment.normalise(out, self.convention)
+
+    def arguments(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """See `Loader`."""
+        return {}
 
     def views(self, height: int, width: int, chunk: Chunk,
               epoch: int | None) -> Iterator[augment.View]:
@@ -151,12 +185,13 @@ class FrameLoader:
                 view = augment.training_view(height, width, rng)
 
     def fixed(self, video: int) -> Iterator[np.ndarray]:
-        """All sampled frames of a video in its fixed views, (n, H, W, 3) float32: the centre, and
+        """All sampled frames of a video in its fixed views, (n, H, W, C) float32: the centre, and
         with --mirror its mirror image."""
         frames = self.source.frames(video)
         view = augment.evaluation_view(*frames.shape[1:3])
         for flip in (False, True)[: 1 + self.config.mirror]:
-            shown = augment.apply(frames, view._replace(flip=flip), self.config.image_size)
+            shown = augment.apply(frames, view._replace(flip=flip), self.config.image_size,
+                                  is_flow=self.is_flow)
             yield augment.normalise(shown, self.convention)
 
 

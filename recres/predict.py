@@ -63,8 +63,14 @@ def _predict(args: argparse.Namespace) -> int:
                          "look for")
     run = Run.open(args.run)
     options = config.override(run.config, args)
+    if args.stream and (options.input != "frames" or options.sampling != "chunks"):
+        raise InputError("--stream: the run does not look at chunks of successive frames")
+    if options.features:
+        raise InputError(f"{run.path}: a model of features of whole videos; recres.evaluate runs "
+                         "it, recres.predict needs a network of frames")
     commands.use_machine(options.threads, options.device)
     model, classes, convention = build.open_model(run, options)
+    assert isinstance(model, VideoResNet)
     with using(options.precision):
         return _predict_all(model, classes, options, convention, args)
 
@@ -96,10 +102,11 @@ def _predict_all(model: VideoResNet, classes: Sequence[str], options: Config, co
 def classify(model: VideoResNet, options: Config, convention: str, path: Path) -> np.ndarray:
     """(classes,) the posterior of a video, the mean over its chunks. Raises VideoError."""
     source = FrameSource([Video(path, 0, "", path.stem)], options.frame_step, options.context,
-                         max_bytes=1 << 62)
+                         1 << 62, options.input, options.flow_length)
     loader = FrameLoader(source, options, convention)
-    chunks = [Chunk(i, 0, start) for i, start in
-              enumerate(chunk_starts(len(source.frames(0)), options.context))]
+    starts = ((0,) if options.sampling == "segments" else
+              chunk_starts(len(source.frames(0)), options.context))
+    chunks = [Chunk(i, 0, start) for i, start in enumerate(starts)]
     posteriors = [np.exp(log_softmax(predict_logits(model, loader.load(batch))))
                   for batch in (chunks[i : i + CHUNKS_AT_ONCE]
                                 for i in range(0, len(chunks), CHUNKS_AT_ONCE))]

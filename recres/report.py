@@ -1,132 +1,139 @@
-"""What a run has to say for itself: environment, result.json, and the tables that are printed."""
+"""`python -m recres.report RUN...`: one HTML page about one run, or several side by side.
+
+The page stands alone: styles, charts and pictures are inside, and nothing is loaded from elsewhere.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
+import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 import tensorlite
+from recres import commands
 from recres.config import Config
-from recres.loader import Videos, describe_updates
-from recres.metrics import Scores
-from recres.models import RecurrentResNet, VideoResNet
+from recres.datasets import figures, ucf101
+from recres.errors import InputError
+from recres.page import film, sections
+from recres.page.markup import Html, el, join
+from recres.page.sections import Shown
+from recres.runs import Run, read_metrics
+from recres.scores import read_scores
 from tensorlite.io import replacing
 
-PRECISIONS = {
-    "float32": "float32 products, exact",
-    "tf32": "float32, products of operands rounded to TF32 (10 bits of fraction)",
-    "float16": "float16 products and activations; parameters, statistics and sums in float32",
-}
+# Nothing outside the page may be asked for, whatever should get into it.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def environment() -> dict[str, str]:
-    """Versions that a result may depend on."""
-    packages = ("numpy", "scipy", "opencv-python-headless", "safetensors")
-    versions = {"python": platform.python_version(), "tensorlite": tensorlite.__version__}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions | {"machine": f"{platform.system()} {platform.machine()}"}
+def parser() -> commands.Parser:
+    """The command's arguments."""
+    result = commands.Parser("recres.report", "Make an HTML page about a run, or about several, "
+                             "which are compared.", less_memory="fewer runs need less")
+    result.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run")
+    result.add_argument("--out", metavar="FILE", type=Path, help="the page (default: report.html, "
+                        "in the folder of the run, or, of several, here)")
+    result.add_argument("--root", metavar="DIR", help="folder of the data set, to show examples "
+                        "from (default: each run's)")
+    return result
 
 
-def command_line(module: str, argv: Sequence[str] | None) -> list[str]:
-    """The command as it was given."""
-    return ["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return commands.run(parser(), _report, argv)
 
 
-def protocol(config: Config) -> str:
-    """How a result was come by, in a sentence."""
-    chosen = (f"best of {config.epochs} epochs on held-out training groups ({config.holdout:g} of "
-              "the videos)" if config.holdout else f"the last of {config.epochs} epochs")
-    return (f"one frame in {config.frame_step}, chunks of {config.context} frames tiling each "
-            f"video, softmax averaged over a video's chunks; {chosen}; test side seen once")
+def _report(args: argparse.Namespace) -> int:
+    if len({path.resolve() for path in args.runs}) < len(args.runs):
+        raise InputError("a run was given twice")
+    out = args.out or Path("report.html" if len(args.runs) > 1 else args.runs[0] / "report.html")
+    runs = [read_run(path) for path in args.runs]
+    if not out.parent.is_dir() or out.is_dir():
+        raise InputError(f"--out {out}: expected a file in a folder that is there")
+    films = []
+    with commands.bar("reading videos", "run", len(runs)) as shown:
+        for run in runs:
+            films.append(read_films(run, args.root))
+            shown.update()
+    text = page(_distinct(runs), films)
+    with replacing(out) as beside:
+        beside.write_text(text, encoding="utf-8")
+    print(f"{'written':12} {out} ({len(text.encode()) / 1e6:.1f} MB)")
+    return 0
 
 
-def counts(videos: Videos) -> dict[str, Any]:
-    """Numbers of videos and chunks by side, and the videos that were skipped."""
-    result: dict[str, Any] = {}
-    for side, places in videos.sides.items():
-        result[f"{side}_videos"] = len(places)
-        result[f"{side}_chunks"] = len(videos.chunks(side))
-    return result | {"skipped": len(videos.skipped)}
+def read_run(path: Path) -> Shown:
+    """What the page needs of the run in a folder. InputError where that cannot be read."""
+    run = Run.open(path)
+    result = run.result
+    if result is not None:
+        known = isinstance(result, dict) and isinstance(result.get("per_class"), dict)
+        if not known or not isinstance(result.get("video_error"), int | float):
+            raise InputError(f"{path / 'result.json'}: not the result of a run")
+    scores = None
+    if result is not None and (path / "scores.npz").is_file():
+        scores = read_scores(path / "scores.npz")
+    log = path / "metrics.jsonl"
+    return Shown(path.resolve().name, path, run.config, run.about, result, scores,
+                 read_metrics(log), read_metrics(log, "evaluation"))
 
 
-def heading(config: Config, model: VideoResNet, videos: Videos, stage: str | None) -> str:
-    """What is about to be trained, printed at the start."""
-    split, n = videos.split, counts(videos)
-    size = sum(p.size for p in model.parameters())
-    trained = sum(p.size for p in model.parameters() if p.requires_grad)
-    update = describe_updates(n["train_chunks"], config)
-    model_text = f"{config.model}, {config.backbone} {config.version}, width {config.width}"
-    if isinstance(model, RecurrentResNet):
-        places = ", ".join(model.recurrent) or "none"
-        model_text += f", {config.skip} temporal skip: {places}"
-    frozen = f"up to {config.freeze}" if config.freeze != "none" else "nothing"
-    if stage is not None:
-        frozen += f"; features after {stage} are computed once"
-    batches = (f" in {update['batches']} batches, gradients added up"
-               if update["batches"] > 1 else "")
-    rows = {
-        "data": f"{split.name} split {split.number}: {len(split.classes)} classes; videos: "
-                f"{n['train_videos']} to train on, {n['holdout_videos']} held out, "
-                f"{n['test_videos']} to test on"
-                + (f", {n['skipped']} skipped" if n["skipped"] else ""),
-        "input": f"chunks of {config.context} frames, one frame in {config.frame_step}, "
-                 f"{config.image_size} x {config.image_size} pixels",
-        "model": f"{model_text}; {size:,} parameters, {trained:,} of them trained",
-        "frozen": frozen,
-        "training": f"{config.epochs} epochs of {n['train_chunks']} chunks in {update['updates']} "
-                    f"updates of {update['chunks']} chunks{batches}; Adam, "
-                    f"{config.schedule} learning rate {config.lr:g}",
-        "machine": f"{config.device}, {config.threads} threads, seed {config.seed}",
-        "precision": PRECISIONS[config.precision],
-    }
-    return "\n".join(f"{name:9} {text}" for name, text in rows.items())
+def read_films(run: Shown, root: str | None = None) -> list[film.Film] | str:
+    """Film strips of some test videos, from the data set in `root` if that is given; or, in a
+    sentence, why there are none."""
+    scores = run.scores
+    if scores is None:
+        return sections.no_scores(run)
+    root = root or run.config.root
+    try:
+        paths = _test_videos(run.config, root)
+    except InputError as error:
+        return f"The videos are not where they were, and cannot be shown: {error}"
+    return [film.film(scores.names[i], paths.get(scores.names[i]), int(scores.labels[i]),
+                      scores.posteriors[i], scores.classes, run.config)
+            for i in film.choose(scores.labels, scores.posteriors)]
 
 
-def result(config: Config, videos: Videos, summary: dict[str, Any],
-           best: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
-    """What result.json says; `summary` as from `evaluation.assess` of the test side."""
-    return {
-        **summary,
-        "split": videos.split.number,
-        "data": config.data,
-        "model": config.model,
-        "protocol": protocol(config),
-        "best": best,
-        "training_seconds": round(seconds, 1),
-        "counts": counts(videos),
-        "skipped": videos.skipped,
-    }
+def _test_videos(config: Config, root: str) -> dict[str, Path]:
+    """The files of the test side by name. Unlike `build.read_split`, makes none."""
+    read = ucf101.read if config.data == "ucf101" else figures.read
+    return {video.name: video.path for video in read(root, config.split).test}
 
 
-def table(summary: dict[str, Any], worst: int = 3) -> str:
-    """The errors in a few lines."""
-    n = summary["counts"]
-    rows = [("video error", summary["video_error"], f"of {n['videos']} videos"),
-            ("chunk error", summary["chunk_error"], f"of {n['chunks']} chunks")]
-    if "pair_error" in summary:
-        rows += [("pair error", summary["pair_error"], "neither the class nor its reverse"),
-                 ("within pair", summary["within_pair_error"], "taken for its reverse, pair right"),
-                 ("reversed", summary["reversed_becomes_partner"],
-                  "of the right ones become their reverse when played backwards")]
-    lines = [f"{name:12} {'none' if value is None else f'{value:.4f}'}  {text}"
-             for name, value, text in rows]
-    hard = sorted(summary["per_class"].items(), key=lambda item: -item[1]["video_error"])
-    hard = [f"{name} {row['video_error']:.2f}" for name, row in hard[:worst] if row["video_error"]]
-    return "\n".join(lines + ([f"{'hardest':12} {', '.join(hard)}"] if hard else []))
+def _distinct(runs: Sequence[Shown]) -> list[Shown]:
+    """The runs, called by their paths where folders of different places have one name."""
+    names = [run.name for run in runs]
+    return [run if names.count(run.name) == 1 else replace(run, name=str(run.path))
+            for run in runs]
 
 
-def write_scores(path: Path, scores: Scores, classes: Sequence[str]) -> None:
-    """Write names, labels and posteriors of videos as .npz; the file appears whole or not."""
-    with replacing(path) as beside:
-        np.savez(beside, names=np.array(scores.names), labels=scores.labels,
-                 posteriors=scores.posteriors, chunks=scores.chunks, classes=np.array(classes))
+def page(runs: Sequence[Shown], films: Sequence[Sequence[film.Film] | str]) -> str:
+    """The whole page, as text."""
+    several = len(runs) > 1
+    title = f"{len(runs)} training runs" if several else "A training run"
+    idents = [f"run-{i + 1}" for i in range(len(runs))]
+    links = [el("a", "Comparison", href="#comparison")] if several else []
+    links += [el("a", run.name, href=f"#{ident}")
+              for run, ident in zip(runs, idents, strict=True)]
+    articles = [sections.run_section(*each) for each in zip(runs, films, idents, strict=True)]
+    style = files("recres.page").joinpath("page.css").read_text("utf-8")
+    head = el("head", el("meta", charset="utf-8"),
+              el("meta", http_equiv="Content-Security-Policy", content=POLICY),
+              el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+              el("meta", name="color-scheme", content="light dark"),
+              el("title", f"{title}: {', '.join(run.name for run in runs)}"),
+              el("style", Html(style)))
+    body = el("body",
+              el("header", el("h1", title),
+                 el("nav", links, aria_label="Runs") if several else None),
+              el("main", sections.comparison(runs, idents) if several else None, articles),
+              el("footer", el("p", "Made by recres.report from the files of the "
+                              f"{'runs' if several else 'run'}; tensorlite "
+                              f"{tensorlite.__version__}.")))
+    return join(Html("<!DOCTYPE html>\n"), el("html", head, body, lang="en"), "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,8 @@
     metrics.jsonl           a line an update and a line an evaluation, appended
     checkpoint.safetensors  all that training goes on from
     best.safetensors        the model of the best epoch
-    features.bin            features of the frozen stages, until the run is complete
+    features/               features of the frozen stages, until the run is complete (without
+                            --store)
     scores.npz              posteriors of the test videos
     curves.png, confusion.png
     result.json             written last: a run that has one is complete

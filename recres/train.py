@@ -8,18 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from recres import build, checkpoint, commands, config, report
+from recres import build, checkpoint, commands, config, sequences, summary
 from recres.commands import Interrupts, bar, say
 from recres.config import Config
 from recres.datasets import Split
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
-from recres.feature_store import FeatureStore, encoder, feature_shape
-from recres.loader import FrameLoader
+from recres.loader import FrameLoader, Loader, Videos
 from recres.metrics import Scores
+from recres.models.sequence import SequenceModel
 from recres.runs import RUNS, Run, write_json
+from recres.scores import write_scores
 from recres.trainer import Trainer
 from tensorlite import precision
 from tensorlite.io import FormatError
@@ -49,8 +49,8 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
         options = config.resolve(config.given(args), args.data_root)
         out = args.out or _name(options)
         run = Run.create(out, options, {
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S"), "environment": report.environment(),
-            "command": report.command_line("recres.train", argv)})
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S"), "environment": summary.environment(),
+            "command": summary.command_line("recres.train", argv)})
     else:
         run = Run.open(args.resume) if args.resume else Run.latest()
         _refuse_changes(run, args)
@@ -64,8 +64,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
                 "equal only to rounding")
         run.change(options)
         try:
-            with precision.using(options.precision):
-                Job(run, stop).do()
+            Job(run, stop).do()
         except (InputError, FormatError):
             if args.resume is None:
                 run.discard()
@@ -90,75 +89,80 @@ def _refuse_changes(run: Run, args: argparse.Namespace) -> None:
 
 
 class Job:
-    """A training run from the data to result.json; every step that is done already is skipped."""
+    """A training run from the data to result.json; every step that is done already is skipped.
 
-    def __init__(self, run: Run, interrupts: Interrupts) -> None:
-        self.run, self.config, self.interrupts = run, run.config, interrupts
+    log: gets what there is to say, line by line.
+    """
+
+    def __init__(self, run: Run, interrupts: Interrupts,
+                 log: Callable[[str], object] = say) -> None:
+        self.run, self.config, self.interrupts, self.log = run, run.config, interrupts, log
 
     def do(self) -> None:
         """Do what is left to do."""
-        commands.use_machine(self.config.threads, self.config.device)
-        say(f"run       {self.run.path}")
-        videos = build.open_videos(self.config, self.run.path)
-        for reason in videos.skipped.values():
-            say(f"skipped   {reason}")
-        model = build.build_model(self.config, len(videos.split.classes))
-        if not (self.run.path / "checkpoint.safetensors").is_file():
-            self.run.about["model"] = build.load_weights(model, self.config)
-            self.run.write_config()
-        model.to(self.config.device)
-        convention = self.run.about["model"]["input"]
-        frames = FrameLoader(videos.source, self.config, convention)
-        stage = build.frozen_stage(self.config, model)
-        say(report.heading(self.config, model, videos, stage))
-        about = {"version": self.config.version, "input_convention": convention,
-                 "options": json.dumps(self.config.to_json()),
-                 "classes": json.dumps(videos.split.classes)}
-        store = None if stage is None else FeatureStore(
-            self.run.path / "features.bin", stage,
-            feature_shape(model, stage, self.config.image_size), videos, self.config)
-        trainer = Trainer(model, store or frames, videos, self.run, about, self.interrupts, say)
-        if trainer.progress.update:
-            say(f"resumed   after update {trainer.progress.update}, in epoch "
-                  f"{trainer.progress.epoch + 1}")
-        if store is not None and trainer.progress.epoch < self.config.epochs:
-            _make_features(store, encoder(model, store.stage, frames))
-        trainer.train()
-        self._finish(trainer, frames)
+        config, run = self.config, self.run
+        commands.use_machine(config.threads, config.device)
+        with precision.using(config.precision):
+            self._do(build.open_videos(config, run.path, self.log))
+
+    def _do(self, videos: Videos) -> None:
+        config, run = self.config, self.run
+        classes = videos.split.classes
+        network = build.build_network(config, len(classes))
+        model = network if not config.features else build.build_sequence_model(config, len(classes))
+        if config.features or not (run.path / "checkpoint.safetensors").is_file():
+            run.about["model"] = build.load_weights(network, config, log=self.log)
+            run.write_config()
+        else:
+            checkpoint.load_network(run.path / "checkpoint.safetensors", model)
+        start = run.about["model"]
+        network.to(config.device)
+        model.to(config.device)
+        frames = FrameLoader(videos.source, config, start["input"])
+        store = build.open_store(config, network, videos, run.path, start)
+        self.log(summary.heading(config, model, videos, store))
         if store is not None:
+            build.make_features(store, network, frames, self.log)
+        loader = build.open_loader(config, store, frames)
+        if isinstance(model, SequenceModel) and store is not None and config.z_norm:
+            model.set_statistics(*sequences.statistics(store, videos.sides["train"]))
+        about = {"version": config.version, "input_convention": start["input"],
+                 "options": json.dumps(config.to_json()), "classes": json.dumps(classes)}
+        trainer = Trainer(model, loader, videos, run, about, self.interrupts, self.log)
+        if trainer.progress.update:
+            self.log(f"resumed   after update {trainer.progress.update}, in epoch "
+                     f"{trainer.progress.epoch + 1}")
+        trainer.train()
+        # What is kept of flow or dynamic images cannot be played backwards.
+        self._finish(trainer, loader if config.input == "frames" else frames)
+        if store is not None and config.store is None:
             store.remove()
 
-    def _finish(self, trainer: Trainer, frames: FrameLoader) -> None:
+    def _finish(self, trainer: Trainer, loader: Loader) -> None:
         """Test the best model, and write what is to be kept of the run."""
-        path, videos, best = self.run.path, trainer.videos, trainer.progress.best
+        config, path, videos = self.config, self.run.path, trainer.videos
+        best = trainer.progress.best
         assert best is not None
         arrays, _ = checkpoint.load_model(path / "best.safetensors")
         checkpoint.restore_model(path / "best.safetensors", trainer.model, arrays)
         with bar(f"testing epoch {best['epoch']}", "chunk",
                  chunks_to_assess(videos, "test")) as progress:
-            summary, scores = assess(trainer.model, frames, videos, "test", progress.update)
-        report.write_scores(path / "scores.npz", scores, videos.split.classes)
-        written = ["result.json", "scores.npz", *_draw(path, scores, videos.split)]
-        write_json(path / "result.json", report.result(
-            self.config, videos, summary, best, trainer.progress.seconds))
-        say(f"\ntest of epoch {best['epoch']}, the best on held-out groups"
-              if self.config.holdout else "\ntest of the last epoch")
-        say(f"{report.table(summary)}\n{'written':12} {path}: {', '.join(written)}")
+            errors, scores = assess(trainer.model, loader, videos, "test", progress.update)
+        write_scores(path / "scores.npz", scores, videos.split.classes, config.data, config.split)
+        written = ["result.json", "scores.npz", *_draw(path, scores, videos.split, self.log)]
+        write_json(path / "result.json", summary.result(
+            config, videos, errors, best, trainer.progress.seconds))
+        self.log(f"\ntest of epoch {best['epoch']}, the best on held-out groups"
+                 if config.holdout else "\ntest of the last epoch")
+        self.log(f"{summary.table(errors)}\n{'written':12} {path}: {', '.join(written)}")
 
 
-def _make_features(store: FeatureStore, encode: Callable[[int], Any]) -> None:
-    if not store.complete:
-        say(f"features  {store.nbytes / 1e9:.2f} GB in {store.path}, until the run is complete")
-    with bar("features", "video", len(store.videos)) as progress:
-        store.create(encode, lambda done, _: progress.update(done - progress.n))
-
-
-def _draw(path: Path, scores: Scores, split: Split) -> list[str]:
+def _draw(path: Path, scores: Scores, split: Split, log: Callable[[str], object]) -> list[str]:
     """Draw the pictures of a run, if that can be done here; the names of the files."""
     try:
         from recres import pictures
     except ImportError:
-        say("pictures  not drawn: matplotlib is not installed (pip install 'recres[plots]')")
+        log("pictures  not drawn: matplotlib is not installed (pip install 'recres[plots]')")
         return []
     pictures.curves(path / "metrics.jsonl", path / "curves.png")
     pictures.confusion(scores, split.classes, path / "confusion.png", split.pairs)

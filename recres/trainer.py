@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,15 +21,16 @@ from tqdm import tqdm
 from recres import checkpoint
 from recres.checkpoint import Progress
 from recres.commands import Interrupted, Interrupts, RunFailed
+from recres.config import Config
 from recres.evaluation import chunk_labels, score
 from recres.loader import Chunk, Loader, Videos, plan_epoch, updates_an_epoch
-from recres.models import VideoResNet
 from recres.runs import MetricsLog, Run, read_metrics
 from recres.video.prefetch import Prefetcher
-from tensorlite import Tensor, cross_entropy, optim
+from tensorlite import Tensor, cross_entropy, nn, optim
 from tensorlite.transfer import Uploads, read_later
 
 SAVE_SECONDS = 20.0  # of training, between checkpoints
+NORMS_LOGGED = 200  # updates of a run, at most, whose gradient norms are logged stage by stage
 
 
 class _Update(NamedTuple):
@@ -38,6 +39,7 @@ class _Update(NamedTuple):
 
     line: dict[str, Any]
     loss: Callable[[], Any]
+    norms: Callable[[], dict[str, float]]
     outcome: Callable[[], optim.Outcome]
     began: float
     waited: float
@@ -47,12 +49,12 @@ class _Update(NamedTuple):
 class Trainer:
     """Trains `model` on the training side of `videos`, into the folder of `run`.
 
-    loader: makes the inputs; one that gives features feeds the network after its frozen stages.
+    loader: makes the inputs, and says what else `model` takes with them.
     about: what the saved model carries as metadata. log: gets the line of each epoch. `progress`
     says how far training has come.
     """
 
-    def __init__(self, model: VideoResNet, loader: Loader, videos: Videos, run: Run,
+    def __init__(self, model: nn.Module, loader: Loader, videos: Videos, run: Run,
                  about: dict[str, str], interrupts: Interrupts,
                  log: Callable[[str], object] = print) -> None:
         self.model, self.loader, self.videos, self.run = model, loader, videos, run
@@ -65,8 +67,11 @@ class Trainer:
         self._pending: _Update | None = None
         self._settled = 0.0  # when the update before was done
         self.chunks = videos.chunks("train")
-        self.schedule = make_schedule(self.config.schedule, self.config.lr, self.config.epochs
-                                      * updates_an_epoch(len(self.chunks), self.config))
+        self.updates = total_updates(len(self.chunks), self.config)
+        self.an_epoch = updates_an_epoch(len(self.chunks), self.config)
+        self.epochs = -(-self.updates // self.an_epoch)
+        self.schedule = make_schedule(self.config.schedule, self.config.lr, self.updates)
+        self._stages = parameters_by_stage(trained)
         self.checkpoint = run.path / "checkpoint.safetensors"
         self.progress, self._saved = Progress(), time.monotonic()
         if self.checkpoint.is_file():
@@ -82,7 +87,7 @@ class Trainer:
         and RunFailed where the loss is no longer finite."""
         self.metrics = MetricsLog(self.run.path / "metrics.jsonl")
         try:
-            while self.progress.epoch < self.config.epochs:
+            while self.progress.epoch < self.epochs:
                 self._epoch()
         finally:
             self.metrics.close()
@@ -95,7 +100,8 @@ class Trainer:
 
     def _epoch(self) -> None:
         progress = self.progress
-        updates = plan_epoch(self.chunks, self.config, progress.epoch)[progress.done :]
+        left = self.updates - self.an_epoch * progress.epoch
+        updates = plan_epoch(self.chunks, self.config, progress.epoch)[progress.done : left]
         batches = [batch for update in updates for batch in update]
         frames = self.config.context * sum(map(len, batches))
         load = lambda batch: self.uploads.send(  # noqa: E731
@@ -103,7 +109,7 @@ class Trainer:
         self.model.train()
         with (Prefetcher(load, batches) as inputs,
               tqdm(total=frames, unit="frame", unit_scale=True, leave=False, disable=None,
-                   desc=f"epoch {progress.epoch + 1}/{self.config.epochs}") as self._bar):
+                   desc=f"epoch {progress.epoch + 1}/{self.epochs}") as self._bar):
             for update in updates:
                 with self.interrupts.deferred():
                     self._update(update, inputs)
@@ -131,13 +137,15 @@ class Trainer:
                 self._fail(progress.update + 1, f"the loss is {loss}", [batch])
             self._bar.update(len(batch) * self.config.context)
         self.optimizer.lr = self.schedule(progress.update)
+        logged = progress.update % -(-self.updates // NORMS_LOGGED) == 0
+        norms = optim.grad_norms_later(self._stages if logged else {})
         outcome = self.optimizer.guarded_step(self.config.clip_norm, self.scaler)
         line = {"kind": "update", "update": progress.update + 1, "epoch": progress.epoch + 1,
                 "loss": None, "learning_rate": self.optimizer.lr, "gradient_norm": None,
                 "chunks": size}
         reading = read_later(loss) if self.ahead else lambda: loss
         self._settle()
-        self._pending = _Update(line, reading, outcome, began, waited, batches)
+        self._pending = _Update(line, reading, norms, outcome, began, waited, batches)
         progress.update, progress.done = progress.update + 1, progress.done + 1
         if not self.ahead:
             self._settle()
@@ -147,8 +155,8 @@ class Trainer:
         if self._pending is None:
             return
         assert self.metrics is not None
-        (line, reading, outcome, began, waited, batches), self._pending = self._pending, None
-        loss, (norm, skipped, scale) = float(reading()), outcome()
+        (line, reading, norms, outcome, began, waited, batches), self._pending = self._pending, None
+        loss, by_stage, (norm, skipped, scale) = float(reading()), norms(), outcome()
         now = time.perf_counter()
         seconds, self._settled = now - max(began, self._settled), now
         if not math.isfinite(loss):
@@ -156,6 +164,8 @@ class Trainer:
         if skipped and (self.scaler is None or scale < 1):
             self._fail(line["update"], f"the gradient's norm is {norm}", batches)
         line |= {"loss": loss, "gradient_norm": None if skipped else norm}
+        if by_stage and not skipped:
+            line["gradient_norms"] = {name: value / scale for name, value in by_stage.items()}
         if self.scaler is not None:
             line |= {"loss_scale": scale, "skipped": skipped}
         waited = min(waited, seconds)
@@ -168,7 +178,7 @@ class Trainer:
     def accumulate(self, inputs: Any, batch: Sequence[Chunk], size: int) -> Any:
         """Add the gradients of a batch's share of the mean loss over `size` chunks; that share, as
         a number, or, where the host runs ahead, an array."""
-        logits = self.model(Tensor(inputs, device=self._device), after=self.loader.stage)
+        logits = self.model(Tensor(inputs, device=self._device), **self.loader.arguments(batch))
         labels = chunk_labels(self.videos, batch)
         loss = cross_entropy(logits, labels, reduction="sum") * (1 / size)
         value = loss.data if self.ahead else float(loss.item())
@@ -197,7 +207,7 @@ class Trainer:
                  if line["epoch"] == epoch]
         chunks = sum(line["chunks"] for line in lines)
         loss = sum(line["loss"] * line["chunks"] for line in lines) / chunks
-        text = f"epoch {epoch:3}/{self.config.epochs}  loss {loss:.4f}"
+        text = f"epoch {epoch:3}/{self.epochs}  loss {loss:.4f}"
         found: dict[str, Any] = {"epoch": epoch, "update": progress.update, "training_loss": loss}
         best = True
         if self.videos.sides["holdout"]:
@@ -222,6 +232,20 @@ class Trainer:
 def _rank(evaluation: dict[str, Any]) -> tuple[float, float]:
     """Smaller is better: video error first, then loss."""
     return evaluation["video_error"], evaluation["loss"]
+
+
+def total_updates(n_chunks: int, config: Config) -> int:
+    """How many updates a run on `n_chunks` chunks makes in all."""
+    return config.updates or config.epochs * updates_an_epoch(n_chunks, config)
+
+
+def parameters_by_stage(named: Iterable[tuple[str, Tensor]]) -> dict[str, list[Tensor]]:
+    """Parameters by the part of the network that they are in: "stem", "block1", … "fc"."""
+    stages: dict[str, list[Tensor]] = {}
+    for name, parameter in named:
+        part = name.partition(".")[0]
+        stages.setdefault("stem" if part in ("conv1", "norm1") else part, []).append(parameter)
+    return stages
 
 
 def make_schedule(kind: str, lr: float, updates: int) -> Callable[[int], float]:

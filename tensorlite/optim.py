@@ -571,6 +571,25 @@ def grad_norm(params: Parameters) -> float:
     return math.sqrt(total)
 
 
+def grad_norms_later(groups: Mapping[str, Iterable[Tensor]]) -> Callable[[], dict[str, float]]:
+    """The norm of the gradients of each group of parameters; a function that gives them. On a GPU
+    the host need not wait before it calls that, best after the next step was queued. Groups without
+    a gradient are left out."""
+    grads = {name: found for name, group in groups.items()
+             if (found := [p.grad for p in group if p.grad is not None])}
+    if not grads:
+        return dict
+    xp = array_module(next(iter(grads.values()))[0])
+    if xp is np:
+        norms = {name: math.sqrt(sum(map(_square_sum, _cut(found)[0])))
+                 for name, found in grads.items()}
+        return lambda: norms
+    sums = [xp.stack([xp.square(grad, dtype=np.float64).sum() for grad in found]).sum()
+            for found in grads.values()]
+    read = read_later(xp.stack(sums))
+    return lambda: dict(zip(grads, map(math.sqrt, read()), strict=True))
+
+
 def clip_grad_norm(params: Parameters, max_norm: float) -> float:
     """Scale all gradients by one factor so that their norm is at most `max_norm`, in place.
 

@@ -1,10 +1,18 @@
 """The networks: residual networks for images, recurrent ones for video, and baselines."""
 
 from .baselines import AveragePooling, average_pooling
-from .recurrent import POSITIONS, READOUTS, SKIPS, RecurrentResNet, recurrent_resnet
+from .recurrent import (
+    POSITIONS,
+    READOUTS,
+    RECURRENT_GRADIENTS,
+    SKIPS,
+    RecurrentResNet,
+    recurrent_resnet,
+)
 from .resnet import (
     DEPTHS,
     STAGES,
+    TRUNCATIONS,
     VERSIONS,
     ResNet,
     VideoResNet,
@@ -20,8 +28,10 @@ __all__ = [
     "DEPTHS",
     "POSITIONS",
     "READOUTS",
+    "RECURRENT_GRADIENTS",
     "SKIPS",
     "STAGES",
+    "TRUNCATIONS",
     "VERSIONS",
     "AveragePooling",
     "RecurrentResNet",

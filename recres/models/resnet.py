@@ -9,7 +9,7 @@ first 1x1 convolution; `v1.5`, torchvision's, has it in the 3x3.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,11 @@ from tensorlite import Activation, block_join, global_avg_pool, max_pool2d, nn
 from tensorlite.nn import conv_norm
 from tensorlite.tensor import Tensor
 
+if TYPE_CHECKING:
+    from .temporal import TemporalConv
+
 STAGES = ("stem", "block1", "block2", "block3", "block4")
+TRUNCATIONS = ("block3",)  # stages after which a network may end
 VERSIONS = ("v1", "v1.5")
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3),
           152: (3, 8, 36, 3)}
@@ -46,7 +50,7 @@ class ResidualBlock(nn.Module):
 
     expansion: ClassVar[int]
     shortcut: Projection | None
-    temporal: nn.Module  # of the blocks that `recurrent.py` gives one
+    temporal: TemporalConv  # of the blocks that `recurrent.py` gives one
 
     def __init__(self, cin: int, planes: int, stride: int, version: str,
                  rng: np.random.Generator) -> None:
@@ -114,70 +118,86 @@ class ResNet(nn.Module):
 
     depth: 18, 34, 50, 101 or 152. classes: how many. version: see the top of this file.
     width: channels of the stem, 64 in the paper; every stage scales with it.
-    rng: a generator or seed for the starting weights. ValueError for anything else.
+    rng: a generator or seed for the starting weights.
+    truncate: None, or one of `TRUNCATIONS`, the stage after which the network ends: those behind it
+        do not exist, and its features are pooled and classified. `stages` are those that exist.
+    channels: of an image, 3; of L stacked fields of optical flow, 2 L.
+    ValueError for anything else.
     """
 
     def __init__(self, depth: int, classes: int, version: str = "v1", width: int = 64,
-                 rng: np.random.Generator | int | None = None) -> None:
+                 rng: np.random.Generator | int | None = None, truncate: str | None = None,
+                 channels: int = 3) -> None:
         if depth not in DEPTHS:
             raise ValueError(f"depth: got {depth!r}, expected one of {', '.join(map(str, DEPTHS))}")
         if version not in VERSIONS:
             raise ValueError(f"version: got {version!r}, expected one of {', '.join(VERSIONS)}")
-        if not isinstance(classes, int) or classes < 1:
-            raise ValueError(f"classes: expected an integer >= 1, got {classes!r}")
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f"width: expected an integer >= 1, got {width!r}")
+        for name, value in (("classes", classes), ("width", width), ("channels", channels)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+        if truncate not in (None, *TRUNCATIONS):
+            raise ValueError(f"truncate: got {truncate!r}, expected None or one of "
+                             f"{', '.join(TRUNCATIONS)}")
         rng = np.random.default_rng(rng)
         self.depth, self.classes, self.version, self.width = depth, classes, version, width
+        self.truncate, self.channels = truncate, channels
+        self.stages = STAGES if truncate is None else STAGES[: stage_number(truncate) + 1]
         block = BasicBlock if depth < 50 else Bottleneck
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, rng=rng)
+        self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, rng=rng)
         self.norm1 = nn.BatchNorm2d(width)
-        channels = width
-        for stage, count in enumerate(DEPTHS[depth], start=1):
-            planes = width * 2 ** (stage - 1)
+        self.features = width  # channels so far, in the end those that are classified
+        for number, stage in enumerate(self.stages[1:]):
+            planes = width * 2**number
             blocks = nn.Sequential()
-            for i in range(count):
-                stride = 2 if stage > 1 and i == 0 else 1
-                blocks.append(block(channels, planes, stride, version, rng))
-                channels = planes * block.expansion
-            setattr(self, f"block{stage}", blocks)
-        self.features = channels
-        self.fc = nn.Linear(channels, classes, rng=rng)
+            for i in range(DEPTHS[depth][number]):
+                stride = 2 if number > 0 and i == 0 else 1
+                blocks.append(block(self.features, planes, stride, version, rng))
+                self.features = planes * block.expansion
+            setattr(self, stage, blocks)
+        self.fc = nn.Linear(self.features, classes, rng=rng)
 
     def stem(self, x: Tensor) -> Tensor:
-        """Images (N, H, W, 3) → (N, H / 4, W / 4, width)."""
+        """Images (N, H, W, C) → (N, H / 4, W / 4, width)."""
         return max_pool2d(conv_norm(x, self.conv1, self.norm1, relu=True), 3, stride=2, padding=1)
 
     def stage(self, name: str, x: Tensor) -> Tensor:
-        """One of `STAGES` on its own, frame by frame."""
+        """One of `stages` on its own, frame by frame."""
         return self.stem(x) if name == "stem" else getattr(self, name)(x)
 
     def encode(self, x: Tensor, stop: str) -> Tensor:
-        """Images (N, H, W, 3) → the feature maps after the stage `stop`."""
-        for name in STAGES[: stage_number(stop) + 1]:
+        """Images (N, H, W, C) → the feature maps after the stage `stop`."""
+        for name in self._up_to(stop):
             x = self.stage(name, x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (N, H, W, 3) → logits (N, classes)."""
-        if x.ndim != 4 or x.shape[3] != 3:
-            raise ValueError(f"x: expected images (N, H, W, 3), got shape {x.shape}")
-        return self.fc(global_avg_pool(self.encode(x, "block4")))
+        """Images (N, H, W, C) → logits (N, classes)."""
+        if x.ndim != 4 or x.shape[3] != self.channels:
+            raise ValueError(f"x: expected images (N, H, W, {self.channels}), got shape {x.shape}")
+        return self.fc(global_avg_pool(self.encode(x, self.stages[-1])))
 
     def freeze(self, stop: str) -> None:
-        """Train nothing up to and including the stage `stop`; its norms keep to their running
-        statistics."""
-        parts: list[nn.Module] = [self.conv1, self.norm1]
-        parts += [getattr(self, name) for name in STAGES[1 : stage_number(stop) + 1]]
-        for part in parts:
-            part.requires_grad_(False)
-            for module in part.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.freeze()
+        """Train nothing up to and including the stage `stop`, whose norms keep to their running
+        statistics; except temporal convolutions, which no pre-trained file has."""
+        frozen = {"conv1", "norm1", *self._up_to(stop)}
+        for name, module in self.named_modules():
+            path = name.split(".")
+            if path[0] not in frozen or "temporal" in path:
+                continue
+            if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                module.requires_grad_(False)
+            if isinstance(module, nn.BatchNorm2d):
+                module.freeze()
+
+    def _up_to(self, stop: str) -> tuple[str, ...]:
+        """The stages up to and including `stop`; ValueError if it is none of this network's."""
+        if stop not in self.stages:
+            raise ValueError(f"stage: got {stop!r}, expected one of {', '.join(self.stages)}")
+        return self.stages[: stage_number(stop) + 1]
 
     def residual_blocks(self) -> Iterator[tuple[str, ResidualBlock]]:
         """Every residual block from input to output, with its name (``"block4.2"``)."""
-        for stage in STAGES[1:]:
+        for stage in self.stages[1:]:
             for i, block in enumerate(getattr(self, stage)):
                 yield f"{stage}.{i}", block
 
@@ -185,27 +205,26 @@ class ResNet(nn.Module):
 class VideoResNet(ResNet):
     """A residual network that is given chunks of frames: base of the models for video.
 
-    Its `forward` takes chunks of images (B, T, H, W, 3), or, with `after` the name of a stage,
-    feature maps (B, T, H', W', C) that `encode` made of them up to that stage.
+    Its `forward` takes chunks of images (B, T, H, W, C), or, with `after` the name of a stage,
+    feature maps (B, T, H', W', C') that `encode` made of them up to that stage.
     """
 
     context: int
 
     def last_framewise_stage(self) -> str:
         """The last stage that, like all before it, looks at each frame alone."""
-        return STAGES[-1]
+        return self.stages[-1]
 
-    def chunks(self, x: Tensor, after: str | None) -> tuple[Tensor, int]:
-        """Check chunks x (B, T, H, W, C) and fold them to (B T, H, W, C); also the stage to go on
-        with, as a place in `STAGES`."""
-        if x.ndim != 5 or x.shape[1] != self.context or (after is None and x.shape[4] != 3):
-            channels = "3" if after is None else "C"
-            raise ValueError(f"x: expected chunks (B, {self.context}, H, W, {channels}), "
-                             f"got shape {x.shape}")
-        first = 0 if after is None else stage_number(after) + 1
-        if first > stage_number(self.last_framewise_stage()) + 1:
+    def remaining(self, x: Tensor, after: str | None) -> tuple[str, ...]:
+        """The stages that chunks x have yet to pass; ValueError if x or `after` does not fit."""
+        done = () if after is None else self._up_to(after)
+        if done and stage_number(done[-1]) > stage_number(self.last_framewise_stage()):
             raise ValueError(f"after: got {after!r}, but a temporal skip comes before its end")
-        return x.reshape(-1, *x.shape[2:]), first
+        if (x.ndim != 5 or x.shape[1] != self.context
+                or (not done and x.shape[4] != self.channels)):
+            raise ValueError(f"x: expected chunks (B, {self.context}, H, W, "
+                             f"{'C' if done else self.channels}), got shape {x.shape}")
+        return self.stages[len(done) :]
 
 
 def stage_number(name: str) -> int:

@@ -11,6 +11,10 @@ k-th skip a frame has seen itself and k frames before it, or as many as its wind
 * With readout "mean" all frames go on, and the first k of a window have fewer predecessors. After
   the k-th skip a frame has k + 1 versions: as first frame of a window, as second, …, as k-th, and
   as any later one. Each is another input to the layers that follow, so none can be saved.
+
+A purely temporal skip sums from the window's beginning: behind it a frame has a version for each of
+the T windows that it is in. They differ by what is added alone, F(x) and shortcut(x) serve all; and
+with readout "last" only that of the window which the frame completes goes on.
 """
 
 from __future__ import annotations
@@ -18,11 +22,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tensorlite import block_join, concatenate, global_avg_pool, no_grad, value_of
+from tensorlite import concatenate, global_avg_pool, no_grad, value_of
 from tensorlite.device import Array
 from tensorlite.tensor import Tensor
 
 from .resnet import ResidualBlock, VideoResNet
+from .temporal import join_frame
 
 
 class Stream:
@@ -31,11 +36,12 @@ class Stream:
     A new frame costs, T being the model's frames of context:
 
     * readout "last": one frame's work in every layer. Kept: for each of the T - 1 blocks with a
-      temporal skip, what one frame passes on to the next.
+      temporal skip, what one frame passes on to the next; of a purely temporal skip, T - 1 outputs.
     * readout "mean": one frame's work up to the first skip, that of k frames in the k-th block with
       a skip, of T frames behind the last; windows on their own would take T frames everywhere.
-      Kept: k times what a frame passes on in the k-th block.
-    * average pooling over frames: one frame's work in every layer.
+      Kept: k times what a frame passes on in the k-th block. With a purely temporal skip, one
+      frame's work up to and in its block, T behind it, and again T - 1 outputs kept.
+    * average pooling over frames, or no skip: one frame's work in every layer.
 
     The model is folded (`Module.fold`), and stays so. Call `reset` when its weights have changed.
     """
@@ -46,12 +52,15 @@ class Stream:
                             f"{type(model).__name__}")
         self.model = model
         self._last = getattr(model, "readout", "mean") == "last"
+        self._recurrent: Sequence[str] = getattr(model, "recurrent", ())
+        self._pure = bool(self._recurrent) and getattr(model, "skip", "") == "pure_temporal"
         self.reset()
 
     def reset(self) -> None:
         """Forget the frames so far: a new video begins."""
         self.model.fold()
         self._shape: tuple[int, ...] | None = None
+        self._count = 0  # frames so far, at most T
         # By block: what each version of the frame before passes on, the youngest window's first.
         self._before: dict[str, list[Any]] = {}
         # For each window not complete, the youngest first: the sum of its frames' pooled features.
@@ -59,7 +68,7 @@ class Stream:
 
     @no_grad()
     def push(self, frame: Array | Tensor) -> Tensor | None:
-        """Go on by one frame (H, W, 3), or by one of each of N videos side by side (N, H, W, 3),
+        """Go on by one frame (H, W, C), or by one of each of N videos side by side (N, H, W, C),
         normalised as for the model.
 
         Returns the logits (N, classes) that the model has for the chunk of the last T frames; None
@@ -70,19 +79,23 @@ class Stream:
         if self.model.training:
             self.model.fold()
         before: dict[str, list[Any]] = {}
-        versions = self._blocks(self.model.stem(x), before)
+        count = min(self._count + 1, self.model.context)
+        versions: list[Tensor] = []
+        if count == self.model.context or self._recurrent or not self._last:  # else: of no use
+            versions = self._blocks(self.model.stem(x), before)
         logits, sums = self._read_out(versions, len(x)) if versions else (None, [])
         # All at once: a push that was interrupted has not been.
-        self._shape, self._before, self._sums = x.shape, before, sums
+        self._shape, self._count, self._before, self._sums = x.shape, count, before, sums
         return logits
 
     def _check(self, frame: Array | Tensor) -> Tensor:
         x = Tensor(frame, device=next(self.model.parameters()).device)
         if x.ndim == 3:
             x = x.reshape(1, *x.shape)
-        if x.ndim != 4 or x.shape[3] != 3:
-            raise ValueError("frame: expected (H, W, 3) or (N, H, W, 3), got shape "
-                             f"{Tensor(frame).shape}")
+        channels = self.model.channels
+        if x.ndim != 4 or x.shape[3] != channels:
+            raise ValueError(f"frame: expected (H, W, {channels}) or (N, H, W, {channels}), got "
+                             f"shape {Tensor(frame).shape}")
         if self._shape not in (None, x.shape):
             raise ValueError(f"frame: got shape {Tensor(frame).shape}, but the frames before were "
                              f"{self._shape}; reset() begins a new video")
@@ -90,15 +103,18 @@ class Stream:
 
     def _blocks(self, x: Tensor, before: dict[str, list[Any]]) -> list[Tensor]:
         """The versions of a frame after the last block; what they pass on is put into `before`."""
-        versions, recurrent = [x], getattr(self.model, "recurrent", ())
+        versions = [x]
         for name, block in self.model.residual_blocks():
-            if name not in recurrent:
+            if name not in self._recurrent:
                 versions = [block(_together(versions))]
                 continue
             added = self._before.get(name, [])
-            if not self._last:
+            if self._pure or not self._last:
                 added = [None, *added]  # a window's first frame has none before it
-            versions, before[name] = self._skip_block(block, versions, added)
+            if self._pure:
+                versions, before[name] = self._pure_block(block, versions[0], added)
+            else:
+                versions, before[name] = self._skip_block(block, versions, added)
             if not versions:  # with readout "last": the video has too few frames yet
                 break
         return versions
@@ -117,6 +133,15 @@ class Stream:
             out += ys
             passed_on.append(passed)
         return out, passed_on
+
+    def _pure_block(self, block: ResidualBlock, x: Tensor, added: Sequence[Any]
+                    ) -> tuple[list[Tensor], list[Any]]:
+        """The versions of a frame behind a purely temporal skip, that of the youngest window first,
+        as far as they go on; also those that windows yet to be completed add to the next frame."""
+        residual, shortcut = value_of(block.residual(x)), value_of(block.skip(x))
+        versions = [join_frame(residual, shortcut, before) for before in added]
+        passed_on = versions[: self.model.context - 1]
+        return versions[len(passed_on) :] if self._last else versions, passed_on
 
     def _read_out(self, versions: Sequence[Tensor], batch: int
                   ) -> tuple[Tensor | None, list[Tensor]]:
@@ -145,10 +170,4 @@ def recurrent_block(block: ResidualBlock, x: Tensor, added: Sequence[Any]
     shortcut = value_of(block.skip(x))
     passed_on = value_of(block.temporal(x)) if hasattr(block, "temporal") else shortcut
     residual = value_of(block.residual(x))
-    outputs = []
-    for before in added:
-        if before is None:
-            outputs.append(block_join(residual, shortcut))
-        else:  # a chunk of two frames, of which only the second is wanted
-            outputs.append(block_join(residual, shortcut, before, frames=2, first_left_out=True))
-    return outputs, passed_on
+    return [join_frame(residual, shortcut, before) for before in added], passed_on

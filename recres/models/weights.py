@@ -15,6 +15,10 @@ Two things are folded into the running statistics, so that a norm that uses them
 source computed: a Keras convolution's bias, as running_mean − bias; and an eps other than the
 model's, as running_var + eps − the model's eps, which leaves no setting that a checkpoint of the
 model could lose.
+
+A network whose input is not images (stacked optical flow) starts from a network for images all the
+same, by cross-modality initialisation (Wang et al., Temporal Segment Networks, 2016): its first
+convolution gives every input channel the mean of the file's weights over red, green and blue.
 """
 
 from __future__ import annotations
@@ -31,6 +35,10 @@ from recres.errors import InputError
 from tensorlite import io, nn
 
 from .resnet import ResNet
+
+# The deviation of ImageNet's pixels, 0.226 (the mean over torchvision's three) of 255: of the input
+# of "caffe" weights, where that of "torch" weights is one.
+GREY_LEVELS = 0.226 * 255
 
 _UNIT = r"(?:{0}1|block[1-4]\.\d+\.(?:{0}[1-3]|(?:shortcut|temporal)\.{0}))"
 _STATISTICS = ("gamma", "beta", "running_mean", "running_var")
@@ -68,6 +76,7 @@ class WeightReport:
     source: "torchvision/timm", "Keras" or "recres". version: "v1" or "v1.5". input_convention:
     "torch" or "caffe", None where a checkpoint of ours does not say. eps: of the source's norms,
     None for ours. loaded, initialised: names in the model. unused: names in the file.
+    averaged_for: input channels of the model, where those of the file were averaged for each.
     """
 
     source: str
@@ -77,6 +86,7 @@ class WeightReport:
     initialised: tuple[str, ...]
     eps: float | None
     unused: tuple[str, ...]
+    averaged_for: int | None = None
 
     def __str__(self) -> str:
         names = self.loaded + self.initialised
@@ -87,6 +97,9 @@ class WeightReport:
             f"  loaded: {_summary(self.loaded, names)}",
             f"  stayed initialised: {_summary(self.initialised, names)}",
         ]
+        if self.averaged_for is not None:
+            lines.append("  cross-modality initialisation: conv1 has the mean over the file's 3 "
+                         f"input channels for each of its {self.averaged_for}")
         if self.unused:
             first = ", ".join(self.unused[:3]) + (", …" if len(self.unused) > 3 else "")
             lines.append(f"  not used from the file: {first} ({len(self.unused)} arrays)")
@@ -104,6 +117,7 @@ class _Contents:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)  # our name → the file's
     unused: list[str] = field(default_factory=list)
+    averaged_for: int | None = None  # as in the report
 
     def put(self, name: str, array: np.ndarray, origin: str) -> None:
         if name in self.arrays:
@@ -125,7 +139,7 @@ def load_pretrained(
     The file: .pth, .pt, .safetensors, .npz or .h5, in the names of torchvision and timm, of Keras,
     or ours. The model is any of `recres.models`; names of its own that the file lacks (a temporal
     skip, a truncated file's later blocks) stay as they are, as does a classifier of another number
-    of classes; a norm is loaded only together with its convolution.
+    of classes or after another stage; a norm is loaded only together with its convolution.
 
     Raises InputError, with the model untouched: the file cannot be read, or is not what the hash in
     its name promises; holds a different network (deep stem, attention, ResNet v2); is of the other
@@ -146,6 +160,7 @@ def load_pretrained(
         contents = _recognise(arrays, metadata, model.version)
         _pair_norms(contents)
         _refuse_other_depth(contents.arrays, state)
+        _average_inputs(contents, state)
         _select(contents, state)
         if "block1.0.conv3.weight" in state and contents.version != model.version:
             raise InputError(
@@ -165,6 +180,7 @@ def load_pretrained(
         initialised=tuple(name for name in state if name not in values),
         eps=contents.eps,
         unused=tuple(contents.unused),
+        averaged_for=contents.averaged_for,
     )
     log(f"{path}: {report}")
     return report
@@ -298,12 +314,26 @@ def _block_counts(names: Iterable[str]) -> dict[str, int]:
     return counts
 
 
+def _average_inputs(contents: _Contents, state: dict[str, np.ndarray]) -> None:
+    """The first convolution of a network for images as one for the model's other inputs."""
+    weight, channels = contents.arrays.get("conv1.weight"), state["conv1.weight"].shape[2]
+    if weight is not None and weight.ndim == 4 and weight.shape[2] == 3 != channels:
+        mean = weight.mean(axis=2, keepdims=True, dtype=np.float64)
+        if contents.input_convention == "caffe":
+            mean *= GREY_LEVELS  # what is not an image comes in units of one
+        contents.arrays["conv1.weight"] = mean.repeat(channels, axis=2)
+        contents.averaged_for = channels
+
+
 def _select(contents: _Contents, state: dict[str, np.ndarray]) -> None:
-    """Drop what the model has not, and a classifier of other classes; refuse another shape."""
+    """Drop what the model has not, and a classifier of other classes or after another stage; refuse
+    another shape."""
     weight = contents.arrays.get("fc.weight")
-    if weight is not None and "fc.weight" in state:
+    if weight is not None and weight.ndim == 2:
         inputs, classes = state["fc.weight"].shape
-        if weight.ndim == 2 and weight.shape[0] == inputs and weight.shape[1] != classes:
+        ends = [max(_block_counts(names), default="stem") for names in (contents.arrays, state)]
+        other_stage = weight.shape[0] != inputs and ends[0] != ends[1]
+        if other_stage or (weight.shape[0] == inputs and weight.shape[1] != classes):
             for name in {"fc.weight", "fc.bias"} & contents.arrays.keys():
                 contents.drop(name)
     for name, array in list(contents.arrays.items()):

@@ -1,10 +1,13 @@
 """Which frames of a video are used, and how they are cut into chunks: arithmetic on counts.
 
 Every `step`-th frame is sampled, and the sampled frames are tiled by chunks of `context` frames
-(the paper's M chunks of T frames). Nothing here opens a file.
+(the paper's M chunks of T frames), or one is taken of each of equal parts (temporal segment
+networks). Nothing here opens a file.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 
 def sample_indices(n_frames: int, step: int, context: int) -> tuple[int, ...]:
@@ -38,3 +41,21 @@ def chunk_starts(n_sampled: int, context: int) -> tuple[int, ...]:
     starts = tuple(range(0, n_sampled - context + 1, context))
     remainder = n_sampled % context
     return (*starts, n_sampled - context) if remainder else starts
+
+
+def segment_indices(n_sampled: int, segments: int,
+                    rng: np.random.Generator | None = None) -> tuple[int, ...]:
+    """One of the sampled frames from each of `segments` equal parts, in order (Wang et al., 2016).
+
+    Drawn uniformly from its part, or, without `rng`, the middle one; parts differ by one frame
+    where the count cannot be divided. Raises ValueError when there are fewer frames than parts.
+    """
+    if segments < 1:
+        raise ValueError(f"segments is {segments}, expected at least 1")
+    if n_sampled < segments:
+        raise ValueError(f"n_sampled is {n_sampled}, expected at least one a segment, {segments}")
+    ends = [part * n_sampled // segments for part in range(segments + 1)]
+    parts = list(zip(ends, ends[1:], strict=False))
+    if rng is None:
+        return tuple((low + high) // 2 for low, high in parts)
+    return tuple(int(rng.integers(low, high)) for low, high in parts)

@@ -1,4 +1,4 @@
-"""The sampled frames of a data set's videos, kept in memory up to a bound."""
+"""What the network is shown of a data set's videos, kept in memory up to a bound."""
 
 from __future__ import annotations
 
@@ -11,70 +11,106 @@ import numpy as np
 
 from recres.datasets import Video
 from recres.video.decode import VideoError, sample_video
+from recres.video.dynamic import sample_dynamic
+from recres.video.flow import count_flow, sample_flow
 from recres.video.prefetch import Prefetcher
+
+INPUTS = ("frames", "flow", "dynamic")
 
 
 class FrameSource:
     """Sampled frames of `videos`, by their index; any number of threads may ask.
 
-    Every `step`-th frame, at least `context` frames a video (`sample.sample_indices`). The videos
-    used last stay in memory, up to `max_bytes` together; the others are decoded again when asked
-    for. A video that two threads ask for at once is decoded once.
+    Every `step`-th frame, at least `context` frames a video (`sample.sample_indices`). What stands
+    for a frame depends on `input`: "frames", the frame itself; "flow", a stack of the `flow_length`
+    fields of optical flow from there on (`flow.sample_flow`); "dynamic": one dynamic image is the
+    only frame of a video (`dynamic.sample_dynamic`).
+
+    The videos used last stay in memory, up to `max_bytes` together; the others are decoded again
+    when asked for. A video that two threads ask for at once is decoded once.
     """
 
-    def __init__(self, videos: Sequence[Video], step: int, context: int, max_bytes: int):
+    def __init__(self, videos: Sequence[Video], step: int, context: int, max_bytes: int,
+                 input: str = "frames", flow_length: int = 10):
         for name, value, least in (
             ("step", step, 1),
             ("context", context, 1),
             ("max_bytes", max_bytes, 0),
+            ("flow_length", flow_length, 1),
         ):
             if value < least:
                 raise ValueError(f"{name} is {value}, expected at least {least}")
+        if input not in INPUTS:
+            raise ValueError(f"input is {input!r}, expected one of {', '.join(INPUTS)}")
         self.videos = tuple(videos)
         self.step = step
         self.context = context
         self.max_bytes = max_bytes
+        self.input = input
+        self.flow_length = flow_length
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()  # the one used last comes last
+        # By index and whether it is played backwards; the one used last comes last.
+        self._kept: OrderedDict[tuple[int, bool], np.ndarray] = OrderedDict()
         self._bytes = 0
-        self._decoding: dict[int, Future[np.ndarray]] = {}
+        self._decoding: dict[tuple[int, bool], Future[np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.videos)
 
-    def frames(self, index: int) -> np.ndarray:
-        """The sampled frames of a video, (n, H, W, 3) uint8 RGB, read-only, n >= context.
+    @property
+    def channels(self) -> int:
+        """Of what stands for a frame."""
+        return 2 * self.flow_length if self.input == "flow" else 3
 
-        Raises VideoError when the video cannot be used.
+    def frames(self, index: int, backwards: bool = False) -> np.ndarray:
+        """The sampled frames of a video, (n, H, W, C) uint8, read-only, n >= context, except that
+        a dynamic image is one.
+
+        backwards: the sampled frames in reverse, and where a frame stands for more than itself,
+        what the video played backwards has there. Raises VideoError when the video cannot be used.
         """
+        if self.input == "frames":
+            frames = self._get((index, False))
+            return frames[::-1] if backwards else frames
+        return self._get((index, backwards))
+
+    def _get(self, key: tuple[int, bool]) -> np.ndarray:
         with self._lock:
-            if index in self._kept:
-                self._kept.move_to_end(index)
-                return self._kept[index]
-            result = self._decoding.get(index)
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            result = self._decoding.get(key)
             mine = result is None
             if result is None:
-                result = self._decoding[index] = Future()
+                result = self._decoding[key] = Future()
         if not mine:
             return result.result()
         try:
-            frames = sample_video(self.videos[index].path, self.step, self.context)
+            frames = self._sample(*key)
             frames.flags.writeable = False
         except BaseException as error:
             with self._lock:
-                del self._decoding[index]
+                del self._decoding[key]
             result.set_exception(error)
             raise
         with self._lock:
-            del self._decoding[index]
-            self._keep(index, frames)
+            del self._decoding[key]
+            self._keep(key, frames)
         result.set_result(frames)
         return frames
 
-    def _keep(self, index: int, frames: np.ndarray) -> None:
+    def _sample(self, index: int, backwards: bool) -> np.ndarray:
+        path = self.videos[index].path
+        if self.input == "flow":
+            return sample_flow(path, self.step, self.context, self.flow_length, backwards)
+        if self.input == "dynamic":
+            return sample_dynamic(path, backwards)
+        return sample_video(path, self.step, self.context)
+
+    def _keep(self, key: tuple[int, bool], frames: np.ndarray) -> None:
         if frames.nbytes > self.max_bytes:
             return
-        self._kept[index] = frames
+        self._kept[key] = frames
         self._bytes += frames.nbytes
         while self._bytes > self.max_bytes:
             _, dropped = self._kept.popitem(last=False)
@@ -89,7 +125,8 @@ class FrameSource:
         """Decode every video once: for each, its number of sampled frames or what is wrong with it.
 
         Raises the first VideoError, in the order of the videos, unless skip_bad. `progress` is
-        called with the number of videos done and of all. What fits into memory stays there.
+        called with the number of videos done and of all. What fits into memory stays there, except
+        of flow, which takes much longer than decoding and is not computed to count.
         """
         counts: list[int | VideoError] = []
         with Prefetcher(self._count, range(len(self)), workers) as results:
@@ -103,6 +140,8 @@ class FrameSource:
 
     def _count(self, index: int) -> int | VideoError:
         try:
+            if self.input == "flow":
+                return count_flow(self.videos[index].path, self.step, self.context)
             return len(self.frames(index))
         except VideoError as error:
             return error

@@ -14,7 +14,7 @@ import numpy as np
 from tensorlite import ops
 from tensorlite.nn import init
 from tensorlite.nn.module import Module, Parameter
-from tensorlite.ops import batch_norm, conv2d, dropout, gru, linear, relu
+from tensorlite.ops import batch_norm, conv2d, dropout, linear, relu
 from tensorlite.ops.fused import Activation, value_of
 from tensorlite.tensor import Tensor
 
@@ -228,34 +228,3 @@ class ReLU(Module):
     def forward(self, x: Tensor) -> Tensor:
         """x of any shape."""
         return relu(x)
-
-
-class GRU(Module):
-    """A gated recurrent unit over padded sequences; Cho et al. (2014), PyTorch's variant.
-
-    Weights w_ih (cin, 3·hidden), w_hh (hidden, 3·hidden) and biases b_ih, b_hh (3·hidden), with
-    the gates in the order reset, update, new; all start uniform in ±1/sqrt(hidden).
-    """
-
-    def __init__(
-        self, cin: int, hidden: int, rng: np.random.Generator | int | None = None
-    ) -> None:
-        self.cin, self.hidden = count("GRU", "cin", cin), count("GRU", "hidden", hidden)
-        draws, bound = np.random.default_rng(rng), 1 / math.sqrt(hidden)
-        self.w_ih = Parameter(init.uniform((cin, 3 * hidden), draws, -bound, bound))
-        self.w_hh = Parameter(init.uniform((hidden, 3 * hidden), draws, -bound, bound))
-        self.b_ih = Parameter(init.uniform((3 * hidden,), draws, -bound, bound))
-        self.b_hh = Parameter(init.uniform((3 * hidden,), draws, -bound, bound))
-
-    def forward(
-        self, x: Tensor, lengths: np.ndarray | None = None, h0: Tensor | None = None
-    ) -> Tensor:
-        """x (B, T, cin) -> hidden states (B, T, hidden).
-
-        `lengths` (B,) counts the frames of each sequence (all T without it); h0 (B, hidden)
-        starts the state (zeros without it).
-        """
-        return gru(x, lengths, self.w_ih, self.w_hh, self.b_ih, self.b_hh, h0)
-
-    def describe(self) -> str:
-        return f"{self.cin}, {self.hidden}"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tensorlite
-from recres import build, evaluate, predict, report, train
+from recres import build, evaluate, predict, train
 from recres.datasets import Video, figures
 from recres.evaluation import predict_logits
 from recres.loader import Chunk, FrameLoader
@@ -198,13 +198,13 @@ def test_evaluate_and_predict_use_the_threads_they_are_given(trained, figures_ro
     """And without --threads as many as there are cores, whatever the run was trained with."""
     folder, video = shutil.copytree(trained, tmp_path / "run"), figures.read(figures_root).test[0]
     cores, counts = tensorlite.get_num_threads(), []
-    original = VideoResNet.chunks
+    original = VideoResNet.remaining
 
-    def chunks(self, *arguments):
+    def remaining(self, *arguments):
         counts.append(tensorlite.get_num_threads())
         return original(self, *arguments)
 
-    monkeypatch.setattr(VideoResNet, "chunks", chunks)
+    monkeypatch.setattr(VideoResNet, "remaining", remaining)
     for given, expected in (([], cores), (["--threads", "3"], 3)):
         for main, arguments in ((evaluate.main, []), (predict.main, [str(video.path)])):
             counts.clear()
@@ -318,7 +318,7 @@ def test_a_full_disk_is_a_failed_run(tiny, tmp_path, monkeypatch, capsys):
     def full(*args):
         raise OSError(28, "No space left on device", "scores.npz")
 
-    monkeypatch.setattr(report, "write_scores", full)
+    monkeypatch.setattr(train, "write_scores", full)
     assert train.main(["--out", str(tmp_path / "run"), *tiny, "--epochs", "1"]) == 1
     assert "No space left on device" in one_line(capsys.readouterr().err)
     monkeypatch.undo()

@@ -61,7 +61,21 @@ def test_json_of_something_else_is_refused():
     ({"seed": -1}, "--seed -1: expected at least 0"),
     ({"model": "avgpool", "skip": "conv"}, "--skip conv: --model avgpool has no temporal skip"),
     ({"context": 1, "skip": "conv"}, "--skip conv: a chunk of one frame"),
-    ({"freeze": "block4", "skip": "conv"}, "--freeze block4: would freeze the untrained"),
+    ({"context": 1, "skip": "identity"}, "--skip identity: a chunk of one frame"),
+    ({"skip": "none", "position": "block1"}, "--position block1: --skip none has no temporal skip"),
+    ({"recurrent_gradient": "same-frame"}, "--recurrent-gradient same-frame: --skip identity has"),
+    ({"truncate": "block3", "freeze": "block4"}, "--freeze block4: --truncate block3 ends"),
+    ({"features": "block3"}, "--features block3: a recurrent residual network needs feature maps"),
+    ({"features": "block3", "model": "gru", "context": 3}, "--context 3: --features takes whole"),
+    ({"features": "block3", "model": "gru", "freeze": "stem"}, "--freeze stem: --features stand"),
+    ({"features": "block3", "model": "gru", "colour_jitter": 0.1}, "--colour-jitter: with --featu"),
+    ({"features": "block3", "model": "avgpool", "sampling": "segments"}, "--sampling segments: w"),
+    ({"model": "gru"}, "--model gru: works on the features of a frozen backbone"),
+    ({"model": "avgpool", "z_norm": True}, "--z-norm: without --features"),
+    ({"input": "dynamic", "context": 2}, "--context 2: a video has one dynamic image"),
+    ({"input": "flow", "colour_jitter": 0.1}, "--colour-jitter: flow has no colours"),
+    ({"store": "/x"}, "--store /x: nothing is frozen"),
+    ({"updates": 5, "epochs": 2}, "--epochs 2: --updates 5 says already"),
     ({"freeze": "stem", "augment_per_frame": True}, "--augment-per-frame: with --freeze"),
     ({"freeze": "stem", "colour_jitter": 0.1}, "--colour-jitter: with --freeze"),
     ({"mirror": True}, "--mirror: without --freeze"),
@@ -81,6 +95,22 @@ def test_refused(values, message):
 def test_options_that_mean_nothing_to_the_baseline_are_empty():
     baseline = config.resolve({"model": "avgpool"})
     assert (baseline.skip, baseline.position, baseline.readout) == (None, None, None)
+    assert baseline.recurrent_gradient is None
+
+
+@pytest.mark.parametrize(("values", "expected"), [
+    ({"skip": "none"}, {"position": None, "recurrent_gradient": None, "readout": "last"}),
+    ({"context": 1}, {"skip": "none", "position": None}),
+    ({"truncate": "block3"}, {"position": "block3"}),
+    ({"truncate": "block3", "position": "block1"}, {"position": "block1"}),
+    ({"skip": "conv"}, {"recurrent_gradient": "correct", "position": "block4"}),
+    ({"input": "dynamic"}, {"context": 1, "skip": "none"}),
+    ({"input": "flow"}, {"context": 2, "colour_jitter": 0.0}),
+    ({"model": "gru", "features": "block2"}, {"context": 1, "skip": None, "colour_jitter": 0.0}),
+])
+def test_options_that_follow_from_others(values, expected):
+    found = config.resolve(values)
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
 def test_every_option_is_on_the_command_line_with_its_default(capsys):

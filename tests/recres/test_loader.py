@@ -9,6 +9,7 @@ from recres import build, config
 from recres.datasets import figures
 from recres.errors import InputError
 from recres.loader import FrameLoader, Videos, describe_updates, plan_epoch
+from recres.video import augment
 from recres.video.decode import VideoError
 
 
@@ -100,6 +101,124 @@ def test_backwards_is_the_sampled_frames_in_reverse(figures_root, videos):
     assert videos.counts[chunks[0].video] == 2 * len(chunks)
     forwards, backwards = loader.load(chunks), loader.load(chunks, backwards=True)
     np.testing.assert_array_equal(backwards, forwards[::-1, ::-1])
+
+
+def test_temporal_segments_are_one_chunk_a_video_drawn_anew_each_epoch(figures_root):
+    chosen = options(figures_root, sampling="segments", context=3, frame_step=1)
+    videos = Videos(figures.read(figures_root), chosen)
+    for side, places in videos.sides.items():
+        assert [(c.video, c.start) for c in videos.chunks(side)] == [(p, 0) for p in places]
+    chunks = videos.chunks("train")
+    assert {videos.counts[c.video] for c in chunks} == {16}
+    assert all(videos.frame_indices(c) == (2, 7, 13) for c in chunks)
+    drawn = [videos.frame_indices(c, epoch) for c in chunks for epoch in range(4)]
+    assert drawn == [videos.frame_indices(c, epoch) for c in chunks for epoch in range(4)]
+    assert len(set(drawn)) > len(drawn) // 3  # of 5 · 5 · 6 there are
+    for k, part in enumerate((range(5), range(5, 10), range(10, 16))):
+        assert {indices[k] for indices in drawn} == set(part)
+
+    loader = FrameLoader(videos.source, chosen, "torch")
+    everything = next(loader.fixed(chunks[0].video))
+    np.testing.assert_array_equal(loader.load(chunks[:1])[0], everything[[2, 7, 13]])
+    backwards = loader.load(chunks[:1], backwards=True)[0]
+    np.testing.assert_array_equal(backwards, everything[::-1][[2, 7, 13]])
+
+
+def test_the_frames_of_a_drawn_chunk_are_those_of_its_segments(numbered, number, write_video,
+                                                              tmp_path, figures_root):
+    split = figures.read(figures_root)
+    path = write_video(tmp_path / "numbered.avi", numbered(40, 32, 32))
+    split = split._replace(train=(split.train[0]._replace(path=path), *split.train[1:]))
+    chosen = options(figures_root, sampling="segments", context=4, frame_step=1, holdout=0.0,
+                     colour_jitter=0.0)
+    videos = Videos(split, chosen)
+    loader, chunk = FrameLoader(videos.source, chosen, "torch"), videos.chunks("train")[0]
+    for epoch in (None, 0, 1):
+        pixels = (loader.load([chunk], epoch)[0] * 0.225 + 0.45) * 255  # near enough: 6 a frame
+        assert tuple(number(pixels)) == videos.frame_indices(chunk, epoch)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 100])
+def test_chunks_per_video_are_of_the_training_side_alone_and_spread(figures_root, most):
+    split = figures.read(figures_root)
+    everything = Videos(split, options(figures_root, frame_step=1))
+    fewer = Videos(split, options(figures_root, frame_step=1, chunks_per_video=most),
+                   everything.found)
+    for side in ("holdout", "test"):
+        assert fewer.chunks(side) == everything.chunks(side)
+    chunks, before = fewer.chunks("train"), everything.chunks("train")
+    assert set(chunks) <= set(before)  # their numbers, by which they are drawn, are the same
+    for place in fewer.sides["train"]:
+        starts = [c.start for c in chunks if c.video == place]
+        assert starts == {1: [8], 2: [4, 12], 3: [2, 6, 12]}.get(most, list(range(0, 16, 2)))
+
+
+def test_on_features_a_video_is_one_chunk(figures_root):
+    split = figures.read(figures_root)
+    chosen = options(figures_root, features="block2", model="gru", chunks_per_video=1)
+    videos = Videos(split, chosen)
+    numbers = []
+    for side, places in videos.sides.items():
+        chunks = videos.chunks(side)
+        assert [(c.video, c.start) for c in chunks] == [(p, 0) for p in places]
+        assert all(videos.frame_indices(c, 0) == range(videos.counts[c.video]) for c in chunks)
+        numbers += [c.number for c in chunks]
+    assert sorted(numbers) == list(range(len(split.train) + len(split.test)))
+
+
+@pytest.mark.parametrize("values", [{}, {"sampling": "segments"}])
+def test_flow_is_loaded_in_pixels_and_mirrored_with_its_sign(figures_root, values):
+    values = {"input": "flow", "flow_length": 2, "frame_step": 4} | values
+    videos = Videos(figures.read(figures_root), options(figures_root, **values))
+    loader = FrameLoader(videos.source, videos.config, "caffe")
+    assert loader.arguments([]) == {}
+    chunks = videos.chunks("train")[:40]
+    seen = loader.load(chunks)
+    assert seen.shape == (len(chunks), 2, 32, 32, 4) and seen.dtype == np.float32
+    stacks = videos.source.frames(chunks[0].video)
+    indices = videos.frame_indices(chunks[0])
+    whole = (stacks[list(indices)].astype(float) - 128) * 20 / 127
+    # The centre of 80 pixels, made smaller: about the mean of what it was.
+    np.testing.assert_allclose(seen[0].mean((0, 1, 2)), whole[:, 5:75, 5:75].mean((0, 1, 2)),
+                               atol=0.05)
+    drawn = loader.load(chunks, epoch=0)
+    np.testing.assert_array_equal(drawn[3:4], loader.load(chunks[3:4], epoch=0))
+    flips = [next(loader.views(80, 80, c, 0)).flip for c in chunks]
+    assert any(flips) and not all(flips)
+    for chunk, flip in list(zip(chunks, flips, strict=True))[:8]:
+        frames = videos.source.frames(chunk.video)
+        one = (frames[videos.frame_indices(chunk, 0)[0]].astype(np.float32) - 128) * 20 / 127
+        view = next(loader.views(80, 80, chunk, 0))
+        square = one[view.top : view.top + view.side, view.left : view.left + view.side]
+        expected = square.mean((0, 1)) * ([-1, 1, -1, 1] if flip else 1)
+        found = loader.load([chunk], epoch=0)[0, 0].mean((0, 1))
+        np.testing.assert_allclose(found, expected, atol=0.05)
+
+
+def test_fixed_views_of_flow_and_their_mirror_images(figures_root):
+    chosen = options(figures_root, input="flow", flow_length=3, freeze="block1", mirror=True)
+    videos = Videos(figures.read(figures_root), chosen)
+    loader = FrameLoader(videos.source, chosen, "torch")
+    one, two = loader.fixed(videos.sides["train"][0])
+    assert one.shape == (videos.counts[videos.sides["train"][0]], 32, 32, 6)
+    turned = one[:, :, ::-1] * np.tile(np.float32([-1, 1]), 3)
+    np.testing.assert_allclose(two, turned, rtol=0, atol=0.16)  # a rounding of the value apart
+    np.testing.assert_array_equal(loader.load(videos.chunks("train")[:1])[0], one[:2])
+
+
+def test_dynamic_images_are_images_and_chunks_of_one(figures_root):
+    chosen = options(figures_root, input="dynamic", model="avgpool")
+    videos = Videos(figures.read(figures_root), chosen)
+    assert set(videos.counts.values()) == {1}
+    chunks = videos.chunks("test")
+    assert [c.video for c in chunks] == list(videos.sides["test"])
+    loader = FrameLoader(videos.source, chosen, "torch")
+    for backwards in (False, True):
+        image = videos.source.frames(chunks[0].video, backwards)
+        view = augment.evaluation_view(80, 80)
+        expected = augment.normalise(augment.apply(image, view, 32), "torch")
+        np.testing.assert_array_equal(loader.load(chunks[:1], backwards=backwards)[0], expected)
+    assert loader.load(chunks[:3], epoch=0).shape == (3, 1, 32, 32, 3)
 
 
 def test_a_bad_video_is_fatal_or_skipped_and_counted(figures_root, tmp_path):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recres import config, evaluate, predict, report, train, trainer
+from recres import config, evaluate, predict, summary, train, trainer
 from recres.build import build_model, open_videos
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
@@ -118,7 +118,7 @@ def test_using_a_run_is_as_it_was_trained_but_on_the_cpu(any_device, given, expe
 def test_it_is_printed_at_the_start(figures_root, tmp_path):
     job = open_trainer(tmp_path / "run", figures_root)
     for name in precision.PRECISIONS:
-        heading = report.heading(replace(job.config, precision=name), job.model, job.videos, None)
+        heading = summary.heading(replace(job.config, precision=name), job.model, job.videos, None)
         (line,) = [line for line in heading.splitlines() if line.startswith("precision ")]
         assert name in line.lower()
     job.run.unlock()

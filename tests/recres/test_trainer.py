@@ -267,7 +267,11 @@ def test_a_line_an_update(trained):
     assert [line["update"] for line in lines] == list(range(1, len(lines) + 1))
     for line in lines:
         assert line.keys() == {"kind", "update", "epoch", "loss", "learning_rate", "gradient_norm",
-                               "chunks", "data_time", "compute_time", "frames_per_second"}
+                               "gradient_norms", "chunks", "data_time", "compute_time",
+                               "frames_per_second"}
+        stages = line["gradient_norms"]
+        assert list(stages) == ["stem", "block1", "block2", "block3", "block4", "fc"]
+        assert np.linalg.norm(list(stages.values())) == pytest.approx(line["gradient_norm"])
         assert line["gradient_norm"] > 0 and line["compute_time"] > 0
     rates = [line["learning_rate"] for line in lines]
     assert rates[0] == config.resolve({}).lr and rates == sorted(rates, reverse=True)

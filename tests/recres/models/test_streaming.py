@@ -9,6 +9,7 @@ import pytest
 
 import tensorlite as tl
 from recres.models import average_pooling, recurrent_resnet, resnet18
+from recres.models.recurrent import SKIPS
 from recres.models.resnet import BasicBlock, Bottleneck, ResNet
 from recres.models.streaming import Stream
 from tensorlite import nn
@@ -77,6 +78,44 @@ def test_every_window_is_the_chunk(position, context, readout):
 def test_average_pooling(context):
     assert_streams(ready(average_pooling(18, classes=3, context=context, width=4, rng=1)),
                    video(context + 3))
+
+
+@pytest.mark.parametrize(("position", "context"), [("block1", 2), ("block2", 6), ("mid_block4", 3),
+                                                   ("block4", 1), ("block4", 4)])
+@pytest.mark.parametrize("readout", ["last", "mean"])
+def test_a_purely_temporal_skip(position, context, readout):
+    """Whose windows each sum from their own beginning."""
+    model = recurrent_resnet(18, classes=3, skip="pure_temporal", position=position,
+                             context=context, readout=readout, width=4, rng=1)
+    assert_streams(ready(model), video(context + 3))
+
+
+@pytest.mark.parametrize("context", [1, 2, 4])
+@pytest.mark.parametrize("readout", ["last", "mean"])
+def test_no_skip(readout, context):
+    model = recurrent_resnet(18, classes=3, skip="none", context=context, readout=readout, width=4,
+                             rng=1)
+    assert_streams(ready(model), video(context + 3))
+
+
+@pytest.mark.parametrize("position", ["block1", "block2", "mid_block3", "block3"])
+@pytest.mark.parametrize("readout", ["last", "mean"])
+def test_a_truncated_network(position, readout):
+    for skip in SKIPS:
+        model = recurrent_resnet(18, classes=3, skip=skip, position=position, readout=readout,
+                                 context=2 if position == "block1" else 3, width=4, rng=1,
+                                 truncate="block3", recurrent_gradient="same-frame")
+        assert_streams(ready(model), video(5))
+    assert_streams(ready(average_pooling(18, classes=3, context=3, width=4, truncate="block3")),
+                   video(5))
+
+
+def test_frames_of_other_channels():
+    frames = np.random.default_rng(7).standard_normal((4, 2, 32, 32, 10))
+    model = ready(recurrent_resnet(18, classes=3, width=4, channels=10, rng=1))
+    assert_streams(model, frames)
+    with pytest.raises(ValueError, match=r"frame: expected \(H, W, 10\) or \(N, H, W, 10\), got"):
+        Stream(model).push(frames[0, :, :, :, :3])
 
 
 @pytest.mark.parametrize("temporal_norm", [False, True])
@@ -155,6 +194,24 @@ def test_a_frame_is_worked_on_once(monkeypatch, position, context, readout, expe
             assert i + 1 < context or passed_on == ins
             passed_on[:] = [0] * len(passed_on)
     assert counts == expected
+
+
+@pytest.mark.parametrize(("skip", "readout", "first", "then"), [
+    ("none", "last", [0] * 9, [1] * 9),  # two frames are of no use to a window of three
+    ("none", "mean", [1] * 9, [1] * 9),
+    ("pure_temporal", "last", [1] * 5 + [0] * 4, [1] * 9),  # up to block2.1, the skip
+    ("pure_temporal", "mean", [1] * 9, [1] * 5 + [3] * 4),
+])
+def test_a_frame_is_worked_on_once_in_networks_to_compare_with(monkeypatch, skip, readout, first,
+                                                               then):
+    model = recurrent_resnet(18, classes=2, skip=skip, position="block2", context=3,
+                             readout=readout, width=4)
+    work, stream = Work(model, monkeypatch), Stream(model)
+    counts = []
+    for frame in video(5, videos=1, dtype=np.float32):
+        stream.push(frame)
+        counts.append(work.take())
+    assert counts[0] == first and counts[2:] == [then] * 3
 
 
 def test_convolutions_of_a_push_are_those_of_one_image():

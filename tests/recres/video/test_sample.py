@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recres.video.sample import chunk_starts, sample_indices
+from recres.video.sample import chunk_starts, sample_indices, segment_indices
 
 counts = st.integers(1, 400)
 steps = st.integers(1, 30)
@@ -75,3 +76,41 @@ def test_a_video_shorter_than_a_chunk_is_refused():
         chunk_starts(2, 3)
     with pytest.raises(ValueError, match="context is 0"):
         chunk_starts(2, 0)
+
+
+@given(counts, contexts, st.integers(0, 10**6))
+def test_segments_have_one_frame_each(n_sampled, segments, seed):
+    if n_sampled < segments:
+        with pytest.raises(ValueError, match=f"n_sampled is {n_sampled}, expected at least one a"):
+            segment_indices(n_sampled, segments)
+        return
+    for rng in (None, np.random.default_rng(seed)):
+        indices = segment_indices(n_sampled, segments, rng)
+        assert len(indices) == segments and all(type(i) is int for i in indices)
+        assert list(indices) == sorted(set(indices))
+        for part, index in enumerate(indices):  # in its part: index / n in [part, part + 1) / K
+            assert part * n_sampled < (index + 1) * segments
+            assert index * segments < (part + 1) * n_sampled
+            assert part * n_sampled // segments <= index < (part + 1) * n_sampled // segments
+
+
+@pytest.mark.parametrize(
+    ("n_sampled", "segments", "middles"),
+    [(9, 3, (1, 4, 7)), (3, 3, (0, 1, 2)), (10, 3, (1, 4, 8)), (5, 1, (2,)), (8, 2, (2, 6))],
+)
+def test_middles_of_segments_by_example(n_sampled, segments, middles):
+    assert segment_indices(n_sampled, segments) == middles
+
+
+def test_every_frame_of_a_segment_is_drawn_as_often():
+    rng = np.random.default_rng(0)
+    drawn = np.array([segment_indices(11, 2, rng) for _ in range(3000)])
+    assert set(drawn[:, 0]) == set(range(5)) and set(drawn[:, 1]) == set(range(5, 11))
+    for column, size in ((0, 5), (1, 6)):
+        counted = np.bincount(drawn[:, column])[-size:]
+        assert np.abs(counted / 3000 - 1 / size).max() < 0.035  # five standard errors
+
+
+def test_no_segments_are_refused():
+    with pytest.raises(ValueError, match="segments is 0, expected at least 1"):
+        segment_indices(3, 0)

@@ -12,6 +12,8 @@ import pytest
 from recres.datasets import Video
 from recres.video import source as module
 from recres.video.decode import VideoError
+from recres.video.dynamic import sample_dynamic
+from recres.video.flow import sample_flow
 from recres.video.source import FrameSource
 
 LENGTHS = (30, 12, 3, 1)
@@ -123,7 +125,67 @@ def test_scan_stops_at_the_first_bad_video_or_notes_them(videos, workers):
     ]
 
 
+def test_flow_and_dynamic_images_are_sampled_as_frames_are(videos, write_video):
+    for video, n in zip(videos, LENGTHS, strict=True):
+        noise = np.random.default_rng(n).integers(0, 256, (n, 32, 48, 3), dtype=np.uint8)
+        write_video(video.path, noise)
+    arguments = {"step": 10, "context": 2, "max_bytes": 10**9}
+    frames, flow, dynamic = (FrameSource(videos, **arguments, input=name, flow_length=3)
+                             for name in ("frames", "flow", "dynamic"))
+    assert (frames.channels, flow.channels, dynamic.channels) == (3, 6, 3)
+    for index, video in enumerate(videos):
+        n = len(frames.frames(index))
+        for backwards in (False, True):
+            stacks, image = (s.frames(index, backwards) for s in (flow, dynamic))
+            assert stacks.shape == (n, 32, 48, 6) and image.shape == (1, 32, 48, 3)
+            assert not stacks.flags.writeable and not image.flags.writeable
+            np.testing.assert_array_equal(stacks, sample_flow(video.path, 10, 2, 3, backwards))
+            np.testing.assert_array_equal(image, sample_dynamic(video.path, backwards))
+
+
+def test_frames_backwards_are_the_same_frames_in_reverse(videos, decoded):
+    source = FrameSource(videos, step=10, context=2, max_bytes=10**9)
+    backwards = source.frames(0, backwards=True)
+    np.testing.assert_array_equal(backwards, source.frames(0)[::-1])
+    assert decoded == ["30.avi"]
+    with pytest.raises(ValueError, match="read-only"):
+        backwards[0] = 0
+
+
+def test_flow_of_both_directions_stays_in_the_same_bounded_memory(videos, monkeypatch):
+    calls = []
+
+    def sample(path, step, context, length, backwards):
+        calls.append((path.name, backwards))
+        return sample_flow(path, step, context, length, backwards)
+
+    monkeypatch.setattr(module, "sample_flow", sample)
+    stack = 32 * 48 * 4
+    source = FrameSource(videos, step=10, context=2, max_bytes=5 * stack, input="flow",
+                         flow_length=2)  # room for 3 + 2
+    for index, backwards in ((0, False), (1, False), (0, False), (1, False), (1, True)):
+        source.frames(index, backwards)
+    assert calls == [("30.avi", False), ("12.avi", False), ("12.avi", True)]
+    source.frames(1, False), source.frames(1, True)
+    assert len(calls) == 3
+    source.frames(0, False)
+    assert calls[3:] == [("30.avi", False)]
+
+
+def test_scanning_flow_counts_without_computing_it(videos, monkeypatch):
+    monkeypatch.setattr(module, "sample_flow", None)
+    source = FrameSource(videos, 10, 2, 10**9, input="flow", flow_length=2)
+    assert source.scan() == [3, 2, 2, 2]
+    videos[2].path.write_bytes(b"")
+    assert str(source.scan(skip_bad=True)[2]).endswith("3.avi: empty (0 bytes)")
+    assert FrameSource(videos[:2], 10, 2, 10**9, input="dynamic").scan() == [1, 1]
+
+
 def test_what_is_refused():
+    with pytest.raises(ValueError, match="input is 'audio', expected one of frames, flow, dynam"):
+        FrameSource((), 1, 1, 0, input="audio")
+    with pytest.raises(ValueError, match="flow_length is 0, expected at least 1"):
+        FrameSource((), 1, 1, 0, input="flow", flow_length=0)
     with pytest.raises(ValueError, match="step is 0, expected at least 1"):
         FrameSource((), 0, 1, 0)
     with pytest.raises(ValueError, match="max_bytes is -1, expected at least 0"):

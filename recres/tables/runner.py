@@ -1,0 +1,323 @@
+"""Runs the cells of a plan, each in a folder of its own, and collects what came out.
+
+    plan.json       options, budget, and the number of updates that it was turned into
+    cells/NAME-splitN-seedN/    a run of recres.train (recres.runs), with a log.txt
+    features/       features of frozen backbones, shared by the cells
+    fused/          scores of several cells, averaged
+    table-N.md, .json, .csv, .png
+
+A run that is complete is not run again, and one that was cut is gone on with; since the result of a
+run does not depend on where it was cut, neither do the tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recres import build, config, summary
+from recres.commands import Interrupts, RunFailed, bar
+from recres.config import Config
+from recres.errors import InputError
+from recres.fuse import fuse
+from recres.loader import Videos
+from recres.runs import Run, read_json, write_json
+from recres.scores import read_scores, write_scores
+from recres.tables.budget import Cost, encoding_rate, measure, updates_within
+from recres.tables.plan import Cell, Place, TablePlan, make
+from recres.tables.results import Entry, Row, RunResult, Table
+from recres.train import Job
+from recres.trainer import total_updates
+from tensorlite.io import FormatError
+
+# Nothing is chosen: the last update counts, and the learning rate has come down by then.
+CELL_DEFAULTS = {"holdout": 0.0, "schedule": "cosine"}
+NOT_OF_FEATURES = ("freeze", "truncate")  # options of networks, not of models on features
+BACKBONE = "none-frames"  # what is trained on single frames
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell on a split with a seed."""
+
+    cell: Cell
+    split: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.name}-split{self.split}-seed{self.seed}"
+
+
+class Runner:
+    """Runs tables of the paper, by their numbers, into `folder`.
+
+    options: of recres.train, as they were given, for all cells; "updates" among them is for those
+    that the budget is for. data_root: where data sets lie that have no "root". splits, seeds: every
+    cell is run on each of these with each of so many. budget: seconds for everything; None: as many
+    updates as --updates says, or the epochs of recres.train.
+    """
+
+    def __init__(self, folder: Path, numbers: Sequence[int], options: Mapping[str, Any],
+                 data_root: str, splits: Sequence[int], seeds: int, budget: float | None) -> None:
+        self.folder, self.data_root, self.budget = folder, data_root, budget
+        self.options = {name: value for name, value in options.items() if name != "updates"}
+        self.base = config.resolve(CELL_DEFAULTS | self.options, data_root)
+        self.pretrained = pretrained_stage(self.base)
+        self.plan = make(numbers, self.base.truncate, self.base.batch * self.base.context,
+                         self.pretrained)
+        self.tasks = [Task(cell, split, seed) for seed in range(seeds) for split in splits
+                      for cell in self.plan.cells.values()]
+        self.updates: int | None = options.get("updates")
+        self.costs: dict[str, float] = {}  # seconds of a run, by the cell's name
+        self.failures: dict[str, str] = {}
+        self._found: dict[tuple[Any, ...], Any] = {}
+
+    def config(self, task: Task, ready: bool = True) -> Config:
+        """All options of a task; ready=False: as far as they are known before a backbone is."""
+        cell, values = task.cell, CELL_DEFAULTS | self.options
+        if "features" in cell.options:
+            values = {name: v for name, v in values.items() if name not in NOT_OF_FEATURES}
+        values |= dict(cell.options) | {"split": task.split, "seed": task.seed}
+        if cell.budgeted:
+            values["updates"] = self.updates or 1
+        if "features" in values or values.get("freeze", "none") != "none":
+            values["store"] = str((self.folder / "features").absolute())
+        if cell.backbone and self.pretrained is None and ready:
+            backbone = self._path(Task(self.plan.cells[BACKBONE], task.split, task.seed))
+            values["weights"] = str((backbone / "best.safetensors").absolute())
+            values["store"] = str((backbone / "features").absolute())
+        return config.resolve(values, self.data_root)
+
+    def _path(self, task: Task) -> Path:
+        return self.folder / "cells" / task.name
+
+    # Before anything is trained
+
+    def prepare(self, log: Callable[[str], object]) -> None:
+        """Read plan.json, or measure the cells and make it. InputError where the folder has one of
+        other options."""
+        path = self.folder / "plan.json"
+        wanted: dict[str, Any] = {"options": self.base.to_json(), "budget": self.budget}
+        plan = read_json(path) if path.is_file() else {**wanted, "updates": None, "seconds": {}}
+        differ = [name for name, value in wanted["options"].items()
+                  if plan["options"].get(name) != value and name not in ("threads", "device")]
+        if differ or plan["budget"] != self.budget:
+            what = f"--{differ[0].replace('_', '-')}" if differ else "--budget"
+            raise InputError(f"{what}: {self.folder} holds tables that were made with another")
+        self.updates = plan["updates"] or self.updates
+        self.costs = dict(plan["seconds"])
+        if self.updates is None or not all(name in self.costs for name in self.plan.cells):
+            self._measure(log)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, wanted | {"updates": self.updates, "seconds": self.costs})
+
+    def _measure(self, log: Callable[[str], object]) -> None:
+        counts = self._count_frames(log)
+        splits = {task.split for task in self.tasks}
+        runs = len(self.tasks) // len(self.plan.cells)
+        costs: dict[str, tuple[Cost, Config, int]] = {}
+        with bar("measuring", "cell", len(self.plan.cells)) as shown:
+            for cell in self.plan.cells.values():
+                options = self.config(Task(cell, min(splits), 0), ready=False)
+                videos = self._planned(options, counts)
+                train, test = (len(videos.chunks(side)) for side in ("train", "test"))
+                cost = measure(options, len(videos.split.classes), train,
+                               test * (2 if videos.split.pairs else 1))
+                costs[cell.name] = cost, options, train
+                shown.update()
+        budgeted = {name for name, cell in self.plan.cells.items() if cell.budgeted}
+        fixed = runs * sum(cost.seconds(total_updates(train, options)) for name, (
+            cost, options, train) in costs.items() if name not in budgeted)
+        fixed += self._seconds_of_features(costs, counts)
+        if self.updates is None and self.budget is not None:
+            self.updates = updates_within(
+                self.budget, [(costs[name][0], runs) for name in budgeted], fixed)
+        elif self.updates is None:
+            chunks = len(self._planned(self.base, counts).chunks("train"))
+            self.updates = total_updates(chunks, self.base)
+        for name, (cost, options, train) in costs.items():
+            self.costs[name] = round(cost.seconds(
+                self.updates if name in budgeted else total_updates(train, options)), 1)
+
+    def _count_frames(self, log: Callable[[str], object]) -> Mapping[str, int | str]:
+        """How many frames are sampled of each video, where chunks are of one frame."""
+        path = self.folder / "frames.json"
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            single = config.replace(self.base, context=1, input="frames")
+            write_json(path, build.scan_videos(single, log).found)
+        return read_json(path)
+
+    def _planned(self, options: Config, counts: Mapping[str, int | str]) -> Videos:
+        """The videos and chunks of a cell, to a chunk, from the frames that `counts` says."""
+        least = options.context
+        found = {name: n if isinstance(n, str) else 1 if options.input == "dynamic"
+                 else max(n, least) for name, n in counts.items()}
+        return Videos(build.read_split(options, log=str), options, found)
+
+    def _seconds_of_features(self, costs: Mapping[str, tuple[Cost, Config, int]],
+                             counts: Mapping[str, int | str]) -> float:
+        """To make all features that the cells share: each frame through each stage once."""
+        frames = sum(n for n in counts.values() if isinstance(n, int))
+        seconds = {}
+        for _, options, _ in costs.values():
+            network = build.build_network(options, 2)
+            stage = build.frozen_stage(options, network)
+            if stage is not None and (stage, options.features) not in seconds:
+                seconds[stage, options.features] = frames / encoding_rate(options, 2)
+        return sum(seconds.values())
+
+    def estimate(self, task: Task) -> float:
+        """Seconds that a run will take, 0 if it is complete."""
+        complete = (self._path(task) / "result.json").is_file()
+        return 0.0 if complete else self.costs[task.cell.name]
+
+    # Running
+
+    def run(self, interrupts: Interrupts, command: Sequence[str],
+            log: Callable[[str], object]) -> None:
+        """Run what is not complete; what fails is remembered, and the others are run."""
+        total = sum(map(self.estimate, self.tasks))
+        with bar("tables", "s", round(total)) as shown:
+            for number, task in enumerate(self.tasks, start=1):
+                seconds = self.estimate(task)
+                shown.set_postfix_str(task.name)
+                try:
+                    error = self._run(task, interrupts, command)
+                except Exception as failure:  # the others are not lost
+                    self.failures[task.name] = _one_line(failure)
+                    text = f"failed: {self.failures[task.name]}"
+                else:
+                    text = f"video error {error:.4f}"
+                if seconds:
+                    log(f"{number:4}/{len(self.tasks)}  {task.name:44} {text}")
+                    shown.update(round(seconds))
+
+    def _run(self, task: Task, interrupts: Interrupts, command: Sequence[str]) -> float:
+        """Run a task, if need be; its video error."""
+        path, options = self._path(task), self.config(task)
+        with self._open(path, options, command) as run:
+            if run.result is None:
+                key = options.input, options.context, options.flow_length, bool(options.features)
+                if key in self._found and not (path / "videos.json").is_file():
+                    write_json(path / "videos.json", self._found[key])
+                with open(path / "log.txt", "a", encoding="utf-8") as file:
+                    def log(text: str) -> None:
+                        print(text, file=file, flush=True)
+
+                    Job(run, interrupts, log).do()
+                self._found[key] = read_json(path / "videos.json")
+        return read_json(path / "result.json")["video_error"]
+
+    @contextlib.contextmanager
+    def _open(self, path: Path, options: Config, command: Sequence[str]) -> Iterator[Run]:
+        new = not (path / "config.json").is_file()
+        if new:
+            run = Run.create(path, options, {
+                "started": time.strftime("%Y-%m-%dT%H:%M:%S"), "command": list(command),
+                "environment": summary.environment()})
+        else:
+            run = Run.open(path)
+            stored, wanted = run.config.to_json(), options.to_json()
+            for name in wanted:
+                if stored[name] != wanted[name] and name != "threads":
+                    raise InputError(f"{path}: made with --{name.replace('_', '-')} "
+                                     f"{stored[name]}, not {wanted[name]}")
+        with run:
+            try:
+                yield run
+            except (InputError, FormatError):
+                if new:
+                    run.discard()
+                raise
+
+    # What came out
+
+    def tables(self) -> list[Table]:
+        """The tables, as far as their cells are complete."""
+        return [self._table(plan) for plan in self.plan.tables]
+
+    def _table(self, plan: TablePlan) -> Table:
+        return Table(
+            plan.number, plan.title, self._about(), list(plan.label_columns), list(plan.columns),
+            [Row(dict(zip(plan.label_columns, row.label, strict=True)),
+                 [self._entry(place) for place in row.places],
+                 any(place.cells == (plan.reference,) for place in row.places), row.note)
+             for row in plan.rows])
+
+    def _about(self) -> dict[str, Any]:
+        base, split = self.base, build.read_split(self.base, log=str)
+        start = base.weights and Path(base.weights).name or "none; trained on single frames first"
+        return {
+            "data": base.data, "classes": len(split.classes),
+            "videos": f"{len(split.train)} to train on, {len(split.test)} to test on (split "
+                      f"{base.split})",
+            "network": f"{base.backbone} {base.version}, width {base.width}"
+                       + (f", ends after {base.truncate}" if base.truncate != "none" else ""),
+            "weights": start,
+            "frozen": "nothing" if base.freeze == "none" else f"up to {base.freeze}, temporal "
+                      "convolutions excepted",
+            "input": f"one frame in {base.frame_step}, {base.image_size} x {base.image_size}",
+            "training": f"Adam, {base.schedule} learning rate {base.lr:g}, {self.updates} updates "
+                        f"of {base.batch * base.context} frames a network, the last one counts",
+            "seeds": len({task.seed for task in self.tasks}),
+        }
+
+    def _entry(self, place: Place) -> Entry:
+        runs = []
+        for task in self.tasks:
+            if place.cells and task.cell.name == place.cells[0]:
+                parts = [Task(self.plan.cells[name], task.split, task.seed) for name in place.cells]
+                runs.append(self._result(parts[0]) if len(parts) == 1 else self._fused(parts))
+        return Entry(place.column, place.paper, runs)
+
+    def _result(self, task: Task) -> RunResult:
+        path = self._path(task)
+        known = task.cell.name, task.seed, task.split, str(path)
+        if (path / "result.json").is_file():
+            result = read_json(path / "result.json")
+            return RunResult(*known, "complete", result["video_error"], result["chunk_error"],
+                             result["training_seconds"], str(path / "scores.npz"))
+        if task.name in self.failures:
+            return RunResult(*known, "failed", reason=self.failures[task.name])
+        return RunResult(*known, "missing")
+
+    def _fused(self, tasks: Sequence[Task]) -> RunResult:
+        """The error of the tasks' mean posteriors."""
+        parts = [self._result(task) for task in tasks]
+        name = "+".join(task.cell.name for task in tasks)
+        folder = self.folder / "fused"
+        path = folder / f"{name}-split{tasks[0].split}-seed{tasks[0].seed}.npz"
+        known = name, tasks[0].seed, tasks[0].split, str(path)
+        for status in ("failed", "missing"):
+            if reasons := [part.reason for part in parts if part.status == status]:
+                return RunResult(*known, status, reason=reasons[0])
+        fused = fuse([read_scores(part.scores) for part in parts if part.scores])
+        folder.mkdir(exist_ok=True)
+        write_scores(path, fused, fused.classes, fused.data, fused.split)
+        seconds = sum(part.seconds or 0.0 for part in parts)
+        return RunResult(*known, "complete", fused.video_error, None, seconds, str(path))
+
+
+def pretrained_stage(options: Config) -> str | None:
+    """The last stage that --weights fill, with all before it; None without --weights."""
+    if options.weights is None:
+        return None
+    network = build.build_network(options, 2)
+    start = build.load_weights(network, options, log=str)["weights"]
+    drawn = {name.partition(".")[0] for name in start["initialised"]}
+    filled = [stage for stage in network.stages[1:] if stage not in drawn]
+    if "conv1" in drawn or not filled or filled != list(network.stages[1 : len(filled) + 1]):
+        raise InputError(f"--weights {options.weights}: do not fill the network's first stage")
+    return filled[-1]
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    plain = isinstance(error, InputError | FormatError | RunFailed | OSError)
+    return text if plain and text else f"{type(error).__name__}: {text}"

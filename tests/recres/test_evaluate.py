@@ -1,0 +1,129 @@
+"""A model is tested on videos that it was not trained on; or somebody insists, and it is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from recres import checkpoint, config, evaluate
+from recres.datasets import figures
+from recres.loader import Videos
+from recres.runs import Run, read_json
+from recres.scores import read_scores
+
+
+def failed(capsys, *arguments: object) -> str:
+    """The only line of a command that was refused."""
+    assert evaluate.main(["--threads", "1", *map(str, arguments)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def resaved(trained, path, **changed):
+    """The run's model in another file, as if trained with other options; None: it says none."""
+    arrays, about = checkpoint.load_model(trained / "best.safetensors")
+    options = json.loads(about["options"])
+    about["options"] = json.dumps(options | changed)
+    if changed.get("options", "") is None:
+        del about["options"]
+    checkpoint.save_safetensors(path, arrays, about)
+    return path
+
+
+def test_another_split_is_refused_with_what_would_be_wrong(run, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    line = failed(capsys, run, "--split", "2")
+    assert line.startswith(f"error: {run / 'best.safetensors'}: trained on split 1 of figures, but "
+                           "this tests on split 2: 10 of the 10 test videos are among its training "
+                           "videos")
+    assert line.endswith("--force evaluates it all the same")
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_forced_it_says_so(run, capsys):
+    assert evaluate.main([str(run), "--split", "3", "--force", "--threads", "1"]) == 0
+    assert "forced    trained on split 1" in capsys.readouterr().out
+    result = read_json(run / "evaluation-test-split3-forced.json")
+    assert result["forced"] is True and result["split"] == 3 and result["data"] == "figures"
+    assert result["trained_on"]["split"] == 1 and "split 3" in result["force_reason"]
+    scores = read_scores(run / "scores-test-split3-forced.npz")
+    assert (scores.data, scores.split) == ("figures", 3)
+    assert all("_g03_" in name for name in scores.names)
+    assert not (run / "evaluation-test.json").exists()
+
+
+def test_the_split_that_it_was_trained_on_is_fine(run):
+    assert evaluate.main([str(run), "--split", "1", "--threads", "1"]) == 0
+    plain = read_json(run / "evaluation-test.json")
+    assert plain["forced"] is False and plain["split"] == plain["trained_on"]["split"] == 1
+    assert plain["video_error"] == read_json(run / "result.json")["video_error"]
+    # insisting where nothing is wrong changes nothing
+    (run / "evaluation-test.json").unlink()
+    assert evaluate.main([str(run), "--force", "--threads", "1"]) == 0
+    assert read_json(run / "evaluation-test.json") == plain
+
+
+def test_another_runs_model_is_asked_what_it_was_trained_on(run, trained, tmp_path, capsys):
+    other = resaved(trained, tmp_path / "two.safetensors", split=2)
+    assert "trained on split 2 of figures, but this tests on split 1: 10 of the 10" in failed(
+        capsys, run, "--weights", other)
+    # its own split's test side is fine in any run's folder
+    assert evaluate.main([str(run), "--weights", str(other), "--split", "2", "--threads", "1"]) == 0
+    result = read_json(run / "evaluation-test-split2.json")
+    assert result["forced"] is False and result["trained_on"]["split"] == 2
+    same = resaved(trained, tmp_path / "one.safetensors", seed=5)
+    assert evaluate.main([str(run), "--weights", str(same), "--threads", "1"]) == 0
+    assert read_json(run / "evaluation-test.json")["forced"] is False
+
+
+def test_another_data_set_is_refused(run, trained, tmp_path, capsys):
+    other = resaved(trained, tmp_path / "ucf.safetensors", data="ucf101")
+    assert "trained on ucf101, but this is figures" in failed(capsys, run, "--weights", other)
+    assert evaluate.main([str(run), "--weights", str(other), "--force", "--threads", "1"]) == 0
+    result = read_json(run / "evaluation-test-forced.json")
+    assert result["trained_on"]["data"] == "ucf101" and result["forced"] is True
+
+
+def test_a_model_that_does_not_say_is_refused(run, trained, tmp_path, capsys):
+    other = resaved(trained, tmp_path / "mute.safetensors", options=None)
+    assert "does not say which videos it was trained on" in failed(capsys, run, "--weights", other)
+
+
+def test_names_decide_not_the_number_alone(run, trained, figures_root, tmp_path, capsys):
+    # the same clips, but somebody has made split 1 what split 2 was
+    root = shutil.copytree(figures_root, tmp_path / "figures")
+    for side in ("train", "test"):
+        shutil.copy(root / f"ucfTrainTestlist/{side}list02.txt",
+                    root / f"ucfTrainTestlist/{side}list01.txt")
+    line = failed(capsys, run, "--root", root)
+    assert f"trained on split 1 of figures ({figures_root})" in line
+    assert f"tests on split 1 ({root}): 10 of the 10 test videos" in line
+
+
+def test_a_data_set_that_has_moved_is_fine(run, trained, figures_root, tmp_path):
+    root = shutil.copytree(figures_root, tmp_path / "figures")
+    gone = resaved(trained, tmp_path / "gone.safetensors", root=str(tmp_path / "gone"))
+    assert evaluate.main([str(run), "--root", str(root), "--weights", str(gone),
+                          "--threads", "1"]) == 0
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({}, None),
+    ({"lr": 0.5}, None),
+    ({"seed": 5}, "trained with seed 5, but these videos are held out with seed 0"),
+    ({"holdout": 0.0}, "trained with holdout 0.0, but these videos are held out with holdout 0.3"),
+    ({"split": 2, "seed": 5}, "trained with split 2, seed 5, but"),
+])
+def test_held_out_is_held_out_by_the_same_options_only(trained, change, reason):
+    run = Run.open(trained)
+    videos = Videos(figures.read(run.config.root), run.config, read_json(trained / "videos.json"))
+    other = config.Config.from_json(run.config.to_json() | change, "here")
+    found = evaluate.why_not(other, videos, "holdout")
+    assert found is None if reason is None else found is not None and found.startswith(reason)
