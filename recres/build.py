@@ -22,6 +22,7 @@ from recres.models.weights import load_pretrained
 from recres.random import generator
 from recres.runs import Run, read_json, write_json
 from recres.sequences import SequenceLoader
+from recres.video.source import FrameSource
 from tensorlite import nn
 
 
@@ -42,25 +43,28 @@ def read_split(config: Config, log: Callable[[str], object] = print) -> Split:
     return figures.read(config.root, config.split)
 
 
-def scan_videos(config: Config, log: Callable[[str], object] = say) -> Videos:
-    """The videos of the options, every one of which is decoded to count its frames.
+def scan_videos(config: Config, log: Callable[[str], object] = say,
+                source: FrameSource | None = None) -> Videos:
+    """The videos of the options, every one of which is decoded to count its frames; see `Videos`.
 
     InputError where the data or, without --skip-bad, a video cannot be used.
     """
     split = read_split(config, log)
     with bar("reading videos", "video", len(split.train) + len(split.test)) as shown:
-        return Videos(split, config, progress=lambda done, _: shown.update(done - shown.n))
+        return Videos(split, config, progress=lambda done, _: shown.update(done - shown.n),
+                      source=source)
 
 
-def open_videos(config: Config, folder: Path, log: Callable[[str], object] = say) -> Videos:
+def open_videos(config: Config, folder: Path, log: Callable[[str], object] = say,
+                source: FrameSource | None = None) -> Videos:
     """The videos of the run in `folder`, which remembers what was found when they were first read.
 
     Raises as `scan_videos`.
     """
     path = folder / "videos.json"
     if path.is_file():
-        return Videos(read_split(config, log), config, read_json(path))
-    videos = scan_videos(config, log)
+        return Videos(read_split(config, log), config, read_json(path), source=source)
+    videos = scan_videos(config, log, source)
     write_json(path, videos.found)
     return videos
 

@@ -42,7 +42,8 @@ class Videos:
     found: for each video by name its count of sampled frames, or why it cannot be used; without
     it every video is decoded once to find out, before hours of training and not after. Then
     `progress` is called with videos done and all, and the first bad video is raised as VideoError
-    unless --skip-bad.
+    unless --skip-bad. source: of the same videos sampled in the same way, to use what it has in
+    memory already.
 
     Attributes: source, of the frames of all listed videos, training side first; counts, of
     sampled frames by place in `source`; sides, the places of the usable videos of each of `SIDES`;
@@ -50,11 +51,12 @@ class Videos:
     """
 
     def __init__(self, split: Split, config: Config, found: Mapping[str, int | str] | None = None,
-                 progress: Callable[[int, int], None] | None = None) -> None:
+                 progress: Callable[[int, int], None] | None = None,
+                 source: FrameSource | None = None) -> None:
         self.split, self.config = split, config
         listed = (*split.train, *split.test)
-        self.source = FrameSource(listed, config.frame_step, config.context, _frame_bytes(),
-                                  config.input, config.flow_length)
+        self.source = source or FrameSource(listed, config.frame_step, config.context,
+                                            _frame_bytes(), config.input, config.flow_length)
         if found is None:
             results = self.source.scan(config.threads, config.skip_bad, progress)
             found = {video.name: str(result) if isinstance(result, VideoError) else result

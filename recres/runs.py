@@ -2,6 +2,7 @@
 
     config.json             all options, versions, command line, and what the model started from
     lock                    held while a process writes to the folder
+    log.txt                 what the run had to say, where a table asked for it
     videos.json             frames counted in each video, once
     metrics.jsonl           a line an update and a line an evaluation, appended
     checkpoint.safetensors  all that training goes on from
@@ -105,7 +106,7 @@ class Run:
         """Remove a new run that could not begin, so that its folder can be used again. A run that
         has a checkpoint stays."""
         if not (self.path / "checkpoint.safetensors").exists():
-            for name in ("config.json", "videos.json", "lock"):
+            for name in ("config.json", "videos.json", "log.txt", "lock"):
                 (self.path / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it
                 self.path.rmdir()

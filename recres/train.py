@@ -15,12 +15,13 @@ from recres.config import Config
 from recres.datasets import Split
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
-from recres.loader import FrameLoader, Loader, Videos
+from recres.loader import FrameLoader, Loader
 from recres.metrics import Scores
 from recres.models.sequence import SequenceModel
 from recres.runs import RUNS, Run, write_json
 from recres.scores import write_scores
 from recres.trainer import Trainer
+from recres.video.source import FrameSource
 from tensorlite import precision
 from tensorlite.io import FormatError
 
@@ -91,22 +92,25 @@ def _refuse_changes(run: Run, args: argparse.Namespace) -> None:
 class Job:
     """A training run from the data to result.json; every step that is done already is skipped.
 
-    log: gets what there is to say, line by line.
+    log: gets what there is to say, line by line. source: frames of the same videos that another job
+    has decoded; this one's are in `source` afterwards.
     """
 
-    def __init__(self, run: Run, interrupts: Interrupts,
-                 log: Callable[[str], object] = say) -> None:
+    def __init__(self, run: Run, interrupts: Interrupts, log: Callable[[str], object] = say,
+                 source: FrameSource | None = None) -> None:
         self.run, self.config, self.interrupts, self.log = run, run.config, interrupts, log
+        self.source = source
 
     def do(self) -> None:
         """Do what is left to do."""
-        config, run = self.config, self.run
-        commands.use_machine(config.threads, config.device)
-        with precision.using(config.precision):
-            self._do(build.open_videos(config, run.path, self.log))
+        commands.use_machine(self.config.threads, self.config.device)
+        with precision.using(self.config.precision):
+            self._do()
 
-    def _do(self, videos: Videos) -> None:
+    def _do(self) -> None:
         config, run = self.config, self.run
+        videos = build.open_videos(config, run.path, self.log, self.source)
+        self.source = videos.source
         classes = videos.split.classes
         network = build.build_network(config, len(classes))
         model = network if not config.features else build.build_sequence_model(config, len(classes))

@@ -28,7 +28,8 @@ def parser() -> commands.Parser:
         "recres.tables", "Run the experiments of the paper's tables, and print and write each "
         "table with the paper's numbers beside ours.",
         less_memory="a smaller --batch or --precision float16 needs less")
-    result.add_argument("table", choices=(*map(str, NUMBERS), "all"), help="which table")
+    result.add_argument("tables", metavar="N", nargs="+", choices=(*map(str, NUMBERS), "all"),
+                        help="which tables: 1 to 5, or all")
     result.add_argument("--out", metavar="DIR", type=Path, help="folder of the tables and their "
                         "runs; what is complete there is not run again (default: "
                         "runs/tables-<data>)")
@@ -57,7 +58,7 @@ def _tables(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     budget = None if args.budget is None else parse_duration(args.budget)
     if budget is not None and "updates" in options:
         raise InputError(f"--updates {options['updates']}: --budget says how many")
-    numbers = NUMBERS if args.table == "all" else (int(args.table),)
+    numbers = NUMBERS if "all" in args.tables else sorted(set(map(int, args.tables)))
     splits = (1, 2, 3) if args.splits == "all" else (int(args.splits),)
     folder = args.out or Path("runs") / f"tables-{options.get('data', 'figures')}"
     runner = Runner(folder, numbers, options, args.data_root, splits, args.seeds, budget)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +22,9 @@ from tensorlite import Tensor, cross_entropy, optim, precision
 from tensorlite.device import to_device
 
 SEQUENCE_FRAMES = 16  # of a video, where whole videos go through a model of features
-MARGIN = 1.1  # of reading, augmenting and writing beside the measured work
+# What comes beside the measured work: reading and augmenting, and, for each run, its folder, the
+# pictures and what is checked (2 cores; without sharing the decoded frames it would be 5 s more).
+MARGIN, EACH_RUN = 1.1, 2.0
 
 
 class Cost(NamedTuple):
@@ -33,7 +35,7 @@ class Cost(NamedTuple):
 
     def seconds(self, updates: int) -> float:
         """Of a run."""
-        return MARGIN * (updates * self.update + self.rest)
+        return MARGIN * (updates * self.update + self.rest) + EACH_RUN
 
 
 def parse_duration(text: str) -> float:
@@ -111,11 +113,12 @@ def encoding_rate(config: Config, classes: int) -> float:
     return FRAMES_AT_ONCE / (time.perf_counter() - began)
 
 
-def updates_within(budget: float, budgeted: Iterable[tuple[Cost, int]], fixed: float) -> int:
-    """How many updates each cell may make: budgeted are the costs and numbers of runs of the cells,
-    fixed the seconds of everything else. InputError where it is not enough for one."""
-    each = MARGIN * sum(cost.update * runs for cost, runs in budgeted)
-    rest = MARGIN * sum(cost.rest * runs for cost, runs in budgeted) + fixed
+def updates_within(budget: float, costs: Sequence[Cost], runs: int, fixed: float) -> int:
+    """How many updates each cell may make in `budget` seconds: costs, of the cells that share it,
+    each of which is run so often; fixed, seconds of everything else. InputError where it is not
+    enough for one."""
+    each = runs * sum(cost.seconds(1) - cost.seconds(0) for cost in costs)
+    rest = fixed + runs * sum(cost.seconds(0) for cost in costs)
     updates = int((budget - rest) // each) if each else 1
     if updates < 1:
         raise InputError(f"--budget {show_duration(budget)}: too little, one update of every cell "

@@ -16,7 +16,7 @@ from recres.models.resnet import STAGES, stage_number
 NUMBERS = (1, 2, 3, 4, 5)
 SEGMENTS = 3  # of temporal segment networks (Wang et al. 2016)
 # Of the models on frozen features, which cost next to nothing beside the networks.
-SEQUENCE_OPTIONS = {"epochs": 40, "lr": 1e-3, "schedule": "cosine", "batch": 32}
+SEQUENCE_OPTIONS = {"epochs": 20, "lr": 3e-3, "schedule": "cosine", "batch": 16}
 CONTROLS = ("none-last", "none-frames")
 
 
@@ -84,7 +84,14 @@ def make(numbers: Sequence[int], truncate: str, frames: int, pretrained: str | N
     if pretrained is None and any(known[name].backbone for name in wanted):
         wanted.add("none-frames")
     cells = {name: cell for name, cell in known.items() if name in wanted}
-    return Plan(tables, dict(sorted(cells.items(), key=lambda item: item[1].backbone)))
+    return Plan(tables, dict(sorted(cells.items(), key=lambda item: _turn(item[1]))))
+
+
+def _turn(cell: Cell) -> tuple[Any, ...]:
+    """Backbones before what starts from them; cells that sample videos alike one after the other,
+    since frames once decoded are shared."""
+    options = cell.options
+    return cell.backbone, options.get("input", "frames"), options.get("context", 1)
 
 
 def _cells(last: str, frames: int, pretrained: str | None) -> dict[str, Cell]:

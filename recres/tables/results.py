@@ -21,7 +21,7 @@ from recres.statistics import mean_and_deviation, mean_interval, paired_differen
 PAPER_DATA, PAPER_CLASSES = "ucf101", 101
 LEVEL = 0.95
 
-_GROUP = re.compile(r"(.*_g\d+)_c\d+")
+_GROUP = re.compile(r"(v_.*)_(g\d+)_c\d+")
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,12 @@ class Table:
         if not entry.complete_seeds() or not base.complete_seeds():
             return None
         try:
-            return compare(entry, base)
+            return compare(entry, base, str(self.about.get("data")))
         except InputError as error:
             return {"reason": str(error)}
 
 
-def compare(entry: Entry, base: Entry) -> dict[str, Any]:
+def compare(entry: Entry, base: Entry, data: str = PAPER_DATA) -> dict[str, Any]:
     """How much larger an entry's video error is than another's, on the same test videos.
 
     Every video counts the same, over all splits together; a video's error is the mean over each
@@ -202,7 +202,7 @@ def compare(entry: Entry, base: Entry) -> dict[str, Any]:
         raise InputError(f"other test videos: {name} of split {split} is in one of them only")
     places = sorted(errors)
     a, b = (np.array([by_video[place] for place in places]) for by_video in (errors, base_errors))
-    groups = [group(name) for _, name in places]
+    groups = [group(name, data) for _, name in places]
     ours, theirs = entry.by_seed(), base.by_seed()
     shared = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     try:
@@ -222,10 +222,13 @@ def compare(entry: Entry, base: Entry) -> dict[str, Any]:
             "number_of_seeds": len(shared), "verdict": verdict}
 
 
-def group(name: str) -> str:
-    """What a video shares its recording with: class and group of v_<Class>_g01_c02, else itself."""
+def group(name: str, data: str = PAPER_DATA) -> str:
+    """What a video shares its recording with: class and group of v_<Class>_g01_c02, else itself. In
+    the drawn figures a group is an actor at a place, who performs all classes."""
     found = _GROUP.fullmatch(name)
-    return found[1] if found else name
+    if found is None:
+        return name
+    return found[2] if data == "figures" else f"{found[1]}_{found[2]}"
 
 
 def _video_errors(entry: Entry) -> dict[tuple[int, str], float]:

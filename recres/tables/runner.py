@@ -13,16 +13,18 @@ run does not depend on where it was cut, neither do the tables.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recres import build, config, summary
 from recres.commands import Interrupts, RunFailed, bar
 from recres.config import Config
 from recres.errors import InputError
+from recres.feature_store import NUMBER, Kind, feature_shape
 from recres.fuse import fuse
 from recres.loader import Videos
 from recres.runs import Run, read_json, write_json
@@ -32,6 +34,7 @@ from recres.tables.plan import Cell, Place, TablePlan, make
 from recres.tables.results import Entry, Row, RunResult, Table
 from recres.train import Job
 from recres.trainer import total_updates
+from recres.video.source import FrameSource
 from tensorlite.io import FormatError
 
 # Nothing is chosen: the last update counts, and the learning rate has come down by then.
@@ -51,6 +54,15 @@ class Task:
     @property
     def name(self) -> str:
         return f"{self.cell.name}-split{self.split}-seed{self.seed}"
+
+
+class Features(NamedTuple):
+    """Features that cells keep: of how many frames, and their size."""
+
+    name: str
+    options: Config
+    frames: int
+    nbytes: int
 
 
 class Runner:
@@ -75,7 +87,10 @@ class Runner:
         self.updates: int | None = options.get("updates")
         self.costs: dict[str, float] = {}  # seconds of a run, by the cell's name
         self.failures: dict[str, str] = {}
+        # Of the videos as they are sampled for a cell (`_sampling`): counts of all, frames of the
+        # last cell's.
         self._found: dict[tuple[Any, ...], Any] = {}
+        self._source: tuple[tuple[Any, ...], FrameSource] | None = None
 
     def config(self, task: Task, ready: bool = True) -> Config:
         """All options of a task; ready=False: as far as they are known before a backbone is."""
@@ -109,68 +124,82 @@ class Runner:
         if differ or plan["budget"] != self.budget:
             what = f"--{differ[0].replace('_', '-')}" if differ else "--budget"
             raise InputError(f"{what}: {self.folder} holds tables that were made with another")
+        if self.updates not in (None, plan["updates"] or self.updates):
+            raise InputError(f"--updates {self.updates}: {self.folder} holds tables that were made "
+                             f"with {plan['updates']}")
         self.updates = plan["updates"] or self.updates
         self.costs = dict(plan["seconds"])
-        if self.updates is None or not all(name in self.costs for name in self.plan.cells):
-            self._measure(log)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, wanted | {"updates": self.updates, "seconds": self.costs})
-
-    def _measure(self, log: Callable[[str], object]) -> None:
         counts = self._count_frames(log)
-        splits = {task.split for task in self.tasks}
-        runs = len(self.tasks) // len(self.plan.cells)
-        costs: dict[str, tuple[Cost, Config, int]] = {}
-        with bar("measuring", "cell", len(self.plan.cells)) as shown:
-            for cell in self.plan.cells.values():
-                options = self.config(Task(cell, min(splits), 0), ready=False)
-                videos = self._planned(options, counts)
-                train, test = (len(videos.chunks(side)) for side in ("train", "test"))
-                cost = measure(options, len(videos.split.classes), train,
-                               test * (2 if videos.split.pairs else 1))
-                costs[cell.name] = cost, options, train
-                shown.update()
-        budgeted = {name for name, cell in self.plan.cells.items() if cell.budgeted}
-        fixed = runs * sum(cost.seconds(total_updates(train, options)) for name, (
-            cost, options, train) in costs.items() if name not in budgeted)
-        fixed += self._seconds_of_features(costs, counts)
-        if self.updates is None and self.budget is not None:
-            self.updates = updates_within(
-                self.budget, [(costs[name][0], runs) for name in budgeted], fixed)
-        elif self.updates is None:
-            chunks = len(self._planned(self.base, counts).chunks("train"))
-            self.updates = total_updates(chunks, self.base)
-        for name, (cost, options, train) in costs.items():
-            self.costs[name] = round(cost.seconds(
-                self.updates if name in budgeted else total_updates(train, options)), 1)
+        features = self._features(counts)
+        if features:
+            log(f"features  {sum(each.nbytes for each in features) / 1e9:.2f} GB in all, in "
+                f"{self.folder}: {', '.join(each.name for each in features)}")
+        if not all(name in self.costs for name in self.plan.cells):
+            self._measure(counts, features)
+            write_json(path, wanted | {"updates": self.updates, "seconds": self.costs})
 
     def _count_frames(self, log: Callable[[str], object]) -> Mapping[str, int | str]:
         """How many frames are sampled of each video, where chunks are of one frame."""
         path = self.folder / "frames.json"
         if not path.is_file():
+            single = config.replace(self.base, context=1)
+            found = build.scan_videos(single, log).found
             self.folder.mkdir(parents=True, exist_ok=True)
-            single = config.replace(self.base, context=1, input="frames")
-            write_json(path, build.scan_videos(single, log).found)
+            write_json(path, found)
         return read_json(path)
 
-    def _planned(self, options: Config, counts: Mapping[str, int | str]) -> Videos:
-        """The videos and chunks of a cell, to a chunk, from the frames that `counts` says."""
-        least = options.context
-        found = {name: n if isinstance(n, str) else 1 if options.input == "dynamic"
-                 else max(n, least) for name, n in counts.items()}
-        return Videos(build.read_split(options, log=str), options, found)
-
-    def _seconds_of_features(self, costs: Mapping[str, tuple[Cost, Config, int]],
-                             counts: Mapping[str, int | str]) -> float:
-        """To make all features that the cells share: each frame through each stage once."""
+    def _features(self, counts: Mapping[str, int | str]) -> list[Features]:
+        """What the cells keep of frozen stages, each once for all that share it."""
         frames = sum(n for n in counts.values() if isinstance(n, int))
-        seconds = {}
-        for _, options, _ in costs.values():
+        found: dict[tuple[str, bool], Features] = {}
+        runs = len(self.tasks) // len(self.plan.cells)
+        for cell in self.plan.cells.values():
+            options = self.config(Task(cell, self.base.split, 0), ready=False)
             network = build.build_network(options, 2)
             stage = build.frozen_stage(options, network)
-            if stage is not None and (stage, options.features) not in seconds:
-                seconds[stage, options.features] = frames / encoding_rate(options, 2)
-        return sum(seconds.values())
+            pooled = bool(options.features)
+            if stage is None or (stage, pooled) in found:
+                continue
+            shape = feature_shape(network, stage, options.image_size)
+            numbers = shape[-1] if pooled else math.prod(shape)
+            stores = runs if cell.backbone and self.pretrained is None else 1
+            found[stage, pooled] = Features(
+                str(Kind(stage, pooled)), options, frames * stores,
+                stores * frames * numbers * NUMBER.itemsize * (1 + options.mirror))
+        return list(found.values())
+
+    def _measure(self, counts: Mapping[str, int | str], features: Sequence[Features]) -> None:
+        """Find out what the cells cost, and, if that is not known, how many updates they get."""
+        runs = len(self.tasks) // len(self.plan.cells)
+        costs: dict[str, tuple[Cost, int]] = {}  # and updates of those that the budget is not for
+        with bar("measuring", "cell", len(self.plan.cells)) as shown:
+            for cell in self.plan.cells.values():
+                options = self.config(Task(cell, self.base.split, 0), ready=False)
+                videos = self._planned(options, counts)
+                train, test = (len(videos.chunks(side)) for side in ("train", "test"))
+                cost = measure(options, len(videos.split.classes), train,
+                               test * (2 if videos.split.pairs else 1))
+                costs[cell.name] = cost, total_updates(train, options)
+                shown.update()
+        budgeted = [cost for name, (cost, _) in costs.items() if self.plan.cells[name].budgeted]
+        if self.updates is None and self.budget is not None:
+            fixed = sum(each.frames / encoding_rate(each.options, 2) for each in features)
+            fixed += runs * sum(cost.seconds(updates) for name, (cost, updates) in costs.items()
+                                if not self.plan.cells[name].budgeted)
+            self.updates = updates_within(self.budget, budgeted, runs, fixed)
+        elif self.updates is None:
+            chunks = len(self._planned(self.base, counts).chunks("train"))
+            self.updates = total_updates(chunks, self.base)
+        for name, (cost, updates) in costs.items():
+            self.costs[name] = round(cost.seconds(
+                self.updates if self.plan.cells[name].budgeted else updates), 1)
+
+    def _planned(self, options: Config, counts: Mapping[str, int | str]) -> Videos:
+        """The videos and chunks of a cell, to a chunk or two, from the frames that `counts` says:
+        those that are too short are sampled more finely when it comes to it."""
+        found = {name: n if isinstance(n, str) else 1 if options.input == "dynamic"
+                 else max(n, options.context) for name, n in counts.items()}
+        return Videos(build.read_split(options, log=str), options, found)
 
     def estimate(self, task: Task) -> float:
         """Seconds that a run will take, 0 if it is complete."""
@@ -203,15 +232,17 @@ class Runner:
         path, options = self._path(task), self.config(task)
         with self._open(path, options, command) as run:
             if run.result is None:
-                key = options.input, options.context, options.flow_length, bool(options.features)
-                if key in self._found and not (path / "videos.json").is_file():
-                    write_json(path / "videos.json", self._found[key])
+                sampling = _sampling(options)
+                if sampling in self._found and not (path / "videos.json").is_file():
+                    write_json(path / "videos.json", self._found[sampling])
+                known, source = self._source or (None, None)
                 with open(path / "log.txt", "a", encoding="utf-8") as file:
-                    def log(text: str) -> None:
-                        print(text, file=file, flush=True)
-
-                    Job(run, interrupts, log).do()
-                self._found[key] = read_json(path / "videos.json")
+                    job = Job(run, interrupts, lambda text: print(text, file=file, flush=True),
+                              source if known == sampling else None)
+                    job.do()
+                assert job.source is not None
+                self._found[sampling] = read_json(path / "videos.json")
+                self._source = sampling, job.source
         return read_json(path / "result.json")["video_error"]
 
     @contextlib.contextmanager
@@ -315,6 +346,11 @@ def pretrained_stage(options: Config) -> str | None:
     if "conv1" in drawn or not filled or filled != list(network.stages[1 : len(filled) + 1]):
         raise InputError(f"--weights {options.weights}: do not fill the network's first stage")
     return filled[-1]
+
+
+def _sampling(options: Config) -> tuple[Any, ...]:
+    """What the frames of videos, and their counts, depend on."""
+    return options.split, options.input, options.context, options.flow_length
 
 
 def _one_line(error: Exception) -> str:

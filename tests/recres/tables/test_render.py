@@ -43,7 +43,7 @@ def missing(cell, seed=0):
     return RunResult(cell, seed, 1, "runs/x", "missing")
 
 
-ABOUT = {"data": "figures", "classes": 10, "videos": VIDEOS, "budget": "15m", "weights": None}
+ABOUT = {"data": "ucf101", "classes": 10, "videos": VIDEOS, "budget": "15m", "weights": None}
 
 
 def table(*rows, about=ABOUT, columns=("error",)):
@@ -128,6 +128,7 @@ def test_clips_of_a_group_are_drawn_together(tmp_path):
     assert widths[1] > 1.2 * widths[0]  # expected: √2 = 1.41
     assert group("v_Run_g01_c02") == group("v_Run_g01_c07") != group("v_Walk_g01_c02")
     assert group("holiday") == "holiday"
+    assert group("v_Bow_g01_c02", "figures") == group("v_Lift_g01_c03", "figures")  # one actor
 
 
 def test_several_splits_are_averaged_before_seeds(tmp_path):
@@ -175,7 +176,7 @@ def test_nothing_is_dropped(tmp_path):
 
 def test_the_heading_says_whether_the_papers_numbers_compare(two):
     for shown in (render.text(two), render.markdown(two)):
-        assert "The paper's numbers are of UCF-101 with its 101 classes, ours of figures with 10" \
+        assert "The paper's numbers are of UCF-101 with its 101 classes, ours of ucf101 with 10" \
             in shown
         assert "information, not a comparison" in " ".join(shown.split())
     seven = table(*two.rows, about={"data": "ucf101", "classes": 7})
