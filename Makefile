@@ -7,10 +7,14 @@ BIN    := $(VENV)/bin
 # The CPU build of PyTorch that parity tests compare with; tests skip without it.
 TORCH  ?= torch==2.13.0
 
-.PHONY: train test test-long bench lint lines clean
+.PHONY: train tables test test-long bench lint lines clean
 
 train: $(VENV)/run.stamp
 	$(BIN)/python -m recres.train $(ARGS)
+
+# The paper's tables, e.g. make tables ARGS="all --budget 15m".
+tables: $(VENV)/run.stamp
+	$(BIN)/python -m recres.tables $(ARGS)
 
 test: $(VENV)/test.stamp lint
 	$(BIN)/python -m pytest $(ARGS)

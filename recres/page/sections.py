@@ -75,9 +75,11 @@ def state(run: Shown) -> str:
         return "complete"
     if not run.updates:
         return "not complete: nothing was trained yet"
-    last = run.updates[-1]
+    last, config = run.updates[-1], run.config
+    if config.updates:
+        return f"not complete: after update {last.get('update')} of {config.updates}"
     return (f"not complete: after update {last.get('update')}, in epoch {last.get('epoch')} of "
-            f"{run.config.epochs}")
+            f"{config.epochs}")
 
 
 def no_scores(run: Shown) -> str:

@@ -13,6 +13,7 @@ from recres.errors import InputError
 from recres.tables import render
 from recres.tables.budget import parse_duration, show_duration
 from recres.tables.plan import NUMBERS
+from recres.tables.results import times
 from recres.tables.runner import Runner
 
 # The options of recres.train that all cells share; the others are what the tables are about.
@@ -77,10 +78,11 @@ def _tables(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
         with Interrupts(f"stopped; to go on: {again}") as stop:
             runner.run(stop, summary.command_line("recres.tables", argv), say)
     finally:
-        for table in runner.tables():
+        made = runner.tables()
+        for table in made:
             print(f"\n{render.text(table)}")
             render.write(table, folder)
-    say(f"written   {folder}")
+    say(f"written   {folder}; its runs trained for {show_duration(times(made))}")
     for name, reason in runner.failures.items():
         print(f"failed    {name}: {reason}", file=sys.stderr)
     return 1 if runner.failures else 0

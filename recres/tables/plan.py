@@ -7,7 +7,7 @@ number of frames each, and are fine-tuned to the same depth. The paper's numbers
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,8 @@ class RowPlan:
 
 @dataclass(frozen=True)
 class TablePlan:
-    """A table of the paper; differences are taken to the cell `reference`."""
+    """A table of the paper. Differences are taken from the row of the cell `reference`, and besides
+    between the rows of each pair of cells in `further`."""
 
     number: int
     title: str
@@ -60,6 +61,12 @@ class TablePlan:
     columns: tuple[str, ...]
     rows: tuple[RowPlan, ...]
     reference: str
+    further: tuple[tuple[str, str], ...] = ()
+
+    def place(self, cell: str) -> int:
+        """Which row is that of a cell alone."""
+        return next(i for i, row in enumerate(self.rows)
+                    if any(place.cells == (cell,) for place in row.places))
 
 
 @dataclass
@@ -149,8 +156,11 @@ def _table_1(last: str, cells: Mapping[str, Cell]) -> TablePlan:
         rows.append(RowPlan((stage, _MODELS[model]), tuple(
             Place(*each[:2], (each[2],)) for each in zip(columns, numbers, names, strict=True))))
     deepest = next(stage for stage in reversed(STAGES) if f"{stage}-avgpool" in cells)
+    deeper = f"{deepest}-gru-znorm"
+    further = tuple((f"{stage}-gru-znorm", deeper) for stage in ("block3", "block2")
+                    if stage != deepest and f"{stage}-gru" in cells)
     return TablePlan(1, "Frozen features of single frames", ("features", "model"), columns,
-                     tuple(rows), f"{deepest}-avgpool-znorm")
+                     tuple(rows), f"{deepest}-avgpool-znorm", further)
 
 
 _MODELS = {"avgpool": "average pooling", "gru": "GRU, 128 units"}
@@ -174,7 +184,13 @@ def _table_2(last: str, cells: Mapping[str, Cell]) -> TablePlan:
                  f"the paper's number is of {name.replace(last, 'block4')}"
                  if last != "block4" and last in name else "") for name in places]
     return TablePlan(2, "Position of the temporal skip", ("position", "type"), ("error",),
-                     (*rows, *_controls(2)), "none-frames")
+                     (*rows, *_controls(2)), "none-frames", _from_last_frame(
+                         f"conv-{name}" for name in places))
+
+
+def _from_last_frame(cells: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Each compared with the other control, which is shown half of the frames."""
+    return tuple((cell, "none-last") for cell in cells)
 
 
 def _table_3(last: str, cells: Mapping[str, Cell]) -> TablePlan:
@@ -184,20 +200,26 @@ def _table_3(last: str, cells: Mapping[str, Cell]) -> TablePlan:
             _row(("conv, non-linear", right), 0.210, "conv_nonlinear"),
             _row(("conv, linear", wrong), 0.219, "conv-same-frame"),
             _row(("conv, non-linear", wrong), 0.210, "conv_nonlinear-same-frame"))
+    further = (("conv-same-frame", f"conv-{last}"),
+               ("conv_nonlinear-same-frame", "conv_nonlinear"),
+               (f"conv-{last}", "identity"), ("conv_nonlinear", "identity"),
+               *_from_last_frame(("identity", f"conv-{last}", "conv_nonlinear")))
     return TablePlan(3, "Type of the temporal skip", ("type", "gradient of W_s"), ("error",),
-                     (*rows, *_controls(2)), "none-frames")
+                     (*rows, *_controls(2)), "none-frames", further)
 
 
 def _table_4(last: str, cells: Mapping[str, Cell]) -> TablePlan:
     deepest = next(stage for stage in reversed(STAGES) if f"{stage}-avgpool" in cells)
-    rows = (_row(("1", "baseline: frozen features, average pooling"), 0.236,
-                 f"{deepest}-avgpool-znorm"),
+    baseline = f"{deepest}-avgpool-znorm"
+    rows = (_row(("1", "baseline: frozen features, average pooling"), 0.236, baseline),
             _row(("2", "1 temporal skip"), 0.197, "identity"),
             _row(("3", "2 temporal skips"), 0.194, "identity-T3"),
             _row(("5", "4 temporal skips"), 0.209, "identity-T5"),
             _row(("1", "control: no temporal skip, every frame"), None, "none-frames"),
             _row(("2", "control: no temporal skip, last frame"), None, "none-last"))
-    return TablePlan(4, "Temporal context", ("frames", "network"), ("error",), rows, "none-frames")
+    return TablePlan(4, "Temporal context", ("frames", "network"), ("error",), rows, "none-frames",
+                     (("identity", baseline), ("none-frames", baseline),
+                      *_from_last_frame(("identity", "identity-T3", "identity-T5"))))
 
 
 def _table_5(last: str, cells: Mapping[str, Cell]) -> TablePlan:

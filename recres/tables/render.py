@@ -40,6 +40,8 @@ def text(table: Table) -> str:
     if rows := _differences(summary):
         parts.append(textwrap.fill(_differences_title(summary), WIDTH))
         parts.append(_aligned(*rows))
+    if rows := _further(summary):
+        parts += ["Further differences:", _aligned(*rows)]
     if notes := _notes(summary):
         parts.append("\n".join(textwrap.fill(note, WIDTH, subsequent_indent="  ")
                                for note in notes))
@@ -56,6 +58,8 @@ def markdown(table: Table) -> str:
     parts.append(_pipes(*_errors(summary)))
     if rows := _differences(summary):
         parts += ["## Differences", _differences_title(summary), _pipes(*rows)]
+    if rows := _further(summary):
+        parts += ["## Further differences", _pipes(*rows)]
     if notes := _notes(summary):
         parts.append("\n".join(f"* {_escape(note)}" for note in notes))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -182,17 +186,32 @@ def _differences(summary: dict[str, Any]) -> tuple[list[str], list[list[str]], i
             if found is None:
                 continue
             labels = [*row["label"].values(), *([entry["column"]] if several else [])]
-            if "reason" in found:
-                rows.append([*labels, *["-"] * (1 + len(_OVER)), "see below"])
-            else:
-                rows.append([*labels, _number(found["mean"], True),
-                             *(_interval(found[over]) for over in _OVER), found["verdict"]
-                             + (", one seed" if found["number_of_seeds"] < 2 else "")])
+            rows.append([*labels, *_difference_cells(found)])
     if not rows:
         return None
-    headings = [*summary["label_columns"], *(["column"] if several else []), "difference",
-                *(f"95 % interval over: {over}" for over in _OVER), "error is"]
-    return headings, rows, len(summary["label_columns"]) + several
+    labels = [*summary["label_columns"], *(["column"] if several else [])]
+    return [*labels, *_DIFFERENCE], rows, len(labels)
+
+
+_DIFFERENCE = ("difference", *(f"95 % interval over: {over}" for over in _OVER), "error is")
+
+
+def _difference_cells(found: dict[str, Any]) -> list[str]:
+    """What stands under the headings of `_DIFFERENCE`."""
+    if "reason" in found:
+        return [*["-"] * (1 + len(_OVER)), "see below"]
+    one = ", one seed" if found["number_of_seeds"] < 2 else ""
+    return [_number(found["mean"], True), *(_interval(found[over]) for over in _OVER),
+            found["verdict"] + one]
+
+
+def _further(summary: dict[str, Any]) -> tuple[list[str], list[list[str]], int] | None:
+    """The same of the other pairs of rows; None where there are none."""
+    several = len(summary["columns"]) > 1
+    rows = [[pair["row"], pair["from"], *([pair["column"]] if several else []),
+             *_difference_cells(pair["difference"])] for pair in summary["further"]]
+    labels = ["of", "from", *(["column"] if several else [])]
+    return ([*labels, *_DIFFERENCE], rows, len(labels)) if rows else None
 
 
 def _differences_title(summary: dict[str, Any]) -> str:
@@ -220,6 +239,10 @@ def _notes(summary: dict[str, Any]) -> list[str]:
                 notes.append(f"{name}: {waiting} of {len(entry['runs'])} runs not complete yet")
             if entry["difference"] and "reason" in entry["difference"]:
                 notes.append(f"{name}: no difference: {entry['difference']['reason']}")
+    for pair in summary["further"]:
+        if "reason" in pair["difference"]:
+            notes.append(f"{pair['row']}: no difference from {pair['from']}: "
+                         f"{pair['difference']['reason']}")
     return list(dict.fromkeys(notes))
 
 

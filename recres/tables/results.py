@@ -8,6 +8,7 @@ here, from the runs' results and score files, and the renderers only lay it out.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -96,8 +97,9 @@ class Table:
     """A table, finished or not.
 
     about: what its reader has to know, by name: at least "data" and "classes", then e.g. videos,
-    budget, updates a cell, backbone. At most one row is the reference. ValueError for labels or
-    columns that the table does not have.
+    budget, updates a cell, backbone. At most one row is the reference. further: pairs of rows, by
+    their places, to be compared besides: the first of each with the second. ValueError for labels
+    or columns that the table does not have.
     """
 
     number: int
@@ -106,6 +108,7 @@ class Table:
     label_columns: list[str]
     columns: list[str]
     rows: list[Row]
+    further: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -154,7 +157,12 @@ class Table:
             "rows": [{"label": row.label, "name": row.name, "reference": row.reference,
                       "note": row.note,
                       "entries": [self._summarise(row, column) for column in self.columns]}
-                     for row in self.rows]}
+                     for row in self.rows],
+            "further": [{"row": self.rows[one].name, "from": self.rows[other].name,
+                         "column": column, "difference": difference}
+                        for one, other in self.further for column in self.columns
+                        if (difference := self._difference(self.rows[one], self.rows[other],
+                                                           column)) is not None]}
 
     def _summarise(self, row: Row, column: str) -> dict[str, Any]:
         entry = row.entry(column)
@@ -171,18 +179,17 @@ class Table:
             "seeds_planned": len({run.seed for run in entry.runs}),
             "splits": sorted({run.split for run in entry.runs}),
             "ours_minus_paper": off,
-            "difference": self._difference(row, entry),
+            "difference": None if row.reference else self._difference(row, self.reference, column),
             "runs": [asdict(run) for run in entry.runs]}
 
-    def _difference(self, row: Row, entry: Entry) -> dict[str, Any] | None:
-        reference = self.reference
-        if reference is None or row.reference:
+    def _difference(self, row: Row, base: Row | None, column: str) -> dict[str, Any] | None:
+        if base is None:
             return None
-        base = reference.entry(entry.column)
-        if not entry.complete_seeds() or not base.complete_seeds():
+        entry, other = row.entry(column), base.entry(column)
+        if not entry.complete_seeds() or not other.complete_seeds():
             return None
         try:
-            return compare(entry, base, str(self.about.get("data")))
+            return compare(entry, other, str(self.about.get("data")))
         except InputError as error:
             return {"reason": str(error)}
 
@@ -257,3 +264,10 @@ def _read(run: RunResult) -> SavedScores:
         raise InputError(f"{run.scores}: video error {scores.video_error:.4f}, the run's result "
                          f"says {run.video_error:.4f}")
     return scores
+
+
+def times(tables: Sequence[Table]) -> float:
+    """Seconds that the complete runs of some tables trained, a run that several share once."""
+    runs = {run.path: run.seconds or 0.0 for table in tables for row in table.rows
+            for entry in row.entries for run in entry.runs if run.status == "complete"}
+    return sum(runs.values())

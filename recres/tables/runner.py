@@ -24,7 +24,7 @@ from recres import build, config, summary
 from recres.commands import Interrupts, RunFailed, bar
 from recres.config import Config
 from recres.errors import InputError
-from recres.feature_store import NUMBER, Kind, feature_shape
+from recres.feature_store import NUMBER, Kind, feature_shape, free_bytes
 from recres.fuse import fuse
 from recres.loader import Videos
 from recres.runs import Run, read_json, write_json
@@ -131,9 +131,7 @@ class Runner:
         self.costs = dict(plan["seconds"])
         counts = self._count_frames(log)
         features = self._features(counts)
-        if features:
-            log(f"features  {sum(each.nbytes for each in features) / 1e9:.2f} GB in all, in "
-                f"{self.folder}: {', '.join(each.name for each in features)}")
+        self._check_room(features, log)
         if not all(name in self.costs for name in self.plan.cells):
             self._measure(counts, features)
             write_json(path, wanted | {"updates": self.updates, "seconds": self.costs})
@@ -167,6 +165,19 @@ class Runner:
                 str(Kind(stage, pooled)), options, frames * stores,
                 stores * frames * numbers * NUMBER.itemsize * (1 + options.mirror))
         return list(found.values())
+
+    def _check_room(self, features: Sequence[Features], log: Callable[[str], object]) -> None:
+        """Say how large the features will be. InputError where the disk has no room for them."""
+        size = sum(each.nbytes for each in features)
+        if not size:
+            return
+        there = sum(path.stat().st_size for path in self.folder.rglob("features.f16"))
+        log(f"features  {size / 1e9:.2f} GB in all, {there / 1e9:.2f} GB of it made, in "
+            f"{self.folder}: {', '.join(each.name for each in features)}")
+        if size - there > (free := free_bytes(self.folder)):
+            needed = (size - there) / 1e9
+            raise InputError(f"{self.folder}: the features need {needed:.2f} GB more, the disk has "
+                             f"{free / 1e9:.2f} GB free")
 
     def _measure(self, counts: Mapping[str, int | str], features: Sequence[Features]) -> None:
         """Find out what the cells cost, and, if that is not known, how many updates they get."""
@@ -278,8 +289,8 @@ class Runner:
             plan.number, plan.title, self._about(), list(plan.label_columns), list(plan.columns),
             [Row(dict(zip(plan.label_columns, row.label, strict=True)),
                  [self._entry(place) for place in row.places],
-                 any(place.cells == (plan.reference,) for place in row.places), row.note)
-             for row in plan.rows])
+                 i == plan.place(plan.reference), row.note) for i, row in enumerate(plan.rows)],
+            [(plan.place(one), plan.place(other)) for one, other in plan.further])
 
     def _about(self) -> dict[str, Any]:
         base, split = self.base, build.read_split(self.base, log=str)

@@ -6,6 +6,7 @@ an end changes nothing, and the states there are zero.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -95,12 +96,14 @@ class LSTM(Module):
         batch, steps, _ = x.shape
         hidden = self.hidden
         live = None if lengths is None else _live(lengths, batch, steps)
-        # What the inputs add to the gates, for all steps in one product.
-        inputs = linear(x, self.w_ih, self.b_ih)
-        h, c = (self._start(name, state, inputs) for name, state in (("h0", h0), ("c0", c0)))
+        # Not one product for all steps: taking steps out of it would cost a gradient of all of it
+        # each, which is quadratic in T.
+        inputs = (linear(x[:, t], self.w_ih, self.b_ih) for t in range(steps))
+        first = next(inputs)
+        h, c = (self._start(name, state, first) for name, state in (("h0", h0), ("c0", c0)))
         states = []
-        for t in range(steps):
-            gates = inputs[:, t] + linear(h, self.w_hh, self.b_hh)
+        for given in itertools.chain([first], inputs):
+            gates = given + linear(h, self.w_hh, self.b_hh)
             i, f, g, o = (gates[:, k * hidden : (k + 1) * hidden] for k in range(4))
             c = sigmoid(f) * c + sigmoid(i) * tanh(g)
             h = sigmoid(o) * tanh(c)

@@ -131,6 +131,20 @@ def test_clips_of_a_group_are_drawn_together(tmp_path):
     assert group("v_Bow_g01_c02", "figures") == group("v_Lift_g01_c03", "figures")  # one actor
 
 
+def test_further_pairs_are_compared_too(tmp_path):
+    """The same numbers as with the other row as the reference."""
+    a, b, c = (row(name, *(complete(tmp_path, name, seed, range(n + seed)) for seed in (0, 1)),
+                   reference=name == "c") for name, n in (("a", 2), ("b", 9), ("c", 14)))
+    made = Table(3, "t", ABOUT, ["type"], ["error"], [a, b, c], [(0, 1)])
+    (pair,) = made.summary["further"]
+    other = table(Row(a.label, a.entries), Row(b.label, b.entries, True))
+    assert (pair["row"], pair["from"]) == ("a", "b")
+    assert pair["difference"] == entry(other, 0)["difference"]
+    assert "Further differences" in render.text(made)
+    assert "| a | b | -0.292 |" in render.markdown(made)
+    assert "Further" not in render.text(table(a, b, c))
+
+
 def test_several_splits_are_averaged_before_seeds(tmp_path):
     runs = [complete(tmp_path, "a", 0, range(6), split=1), complete(tmp_path, "a", 0, [], split=2),
             complete(tmp_path, "a", 1, range(12), split=1),

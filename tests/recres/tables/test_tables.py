@@ -126,6 +126,32 @@ def test_a_cell_that_fails_does_not_lose_the_others(figures_root, tmp_path, monk
     assert tables.main(given) == 0  # what failed is tried again
 
 
+def test_a_disk_too_small_for_the_features_is_refused_before_anything_runs(
+        figures_root, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    monkeypatch.setattr(runner, "free_bytes", lambda folder: 1000)
+    given = [*arguments(figures_root, out, "2"), "--freeze", "block1"]
+    assert tables.main(given) == 2
+    captured = capsys.readouterr()
+    # 40 videos of 4 frames; block1: 8 x 8 x 4 numbers of 2 bytes, stem the same
+    assert "features  0.00 GB in all" in captured.out
+    assert "the features need 0.00 GB more, the disk has 0.00 GB free" in captured.err
+    assert not (out / "cells").exists()
+
+
+def test_the_size_that_is_said_is_the_size_that_they_have(figures_root, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = [*arguments(figures_root, out, "2", updates="1"), "--freeze", "block1"]
+    assert tables.main(given) == 0
+    made = {path.parent.name: path.stat().st_size for path in out.rglob("features.f16")}
+    # Clips of four frames, of each 8 x 8 x 4 numbers of 2 bytes after either stage.
+    assert made == dict.fromkeys(("stem-maps", "block1-maps"), 40 * 4 * 8 * 8 * 4 * 2)
+    options = {"root": str(figures_root), "width": 4, "image_size": 32, "freeze": "block1"}
+    again = runner.Runner(out, [2], options, "data", [1], 1, None)
+    features = again._features(again._count_frames(print))
+    assert {each.name: each.nbytes for each in features} == made
+
+
 def results(out: Path) -> dict[str, object]:
     """What must not depend on interruptions: posteriors, and the tables but for the times."""
     found: dict[str, object] = {}
