@@ -16,6 +16,7 @@ from tensorlite.nn import init
 from tensorlite.nn.layers import count
 from tensorlite.nn.module import Module, Parameter
 from tensorlite.ops import cast, gru, linear, sigmoid, stack, tanh
+from tensorlite.ops.arguments import check_lengths
 from tensorlite.tensor import Tensor
 
 
@@ -95,7 +96,7 @@ class LSTM(Module):
             raise ValueError(f"x: expected shape (B, T >= 1, {self.cin}), got {x.shape}")
         batch, steps, _ = x.shape
         hidden = self.hidden
-        live = None if lengths is None else _live(lengths, batch, steps)
+        live = np.arange(steps) < check_lengths(lengths, batch, steps)[:, None]
         # Not one product for all steps: taking steps out of it would cost a gradient of all of it
         # each, which is quadratic in T.
         inputs = (linear(x[:, t], self.w_ih, self.b_ih) for t in range(steps))
@@ -110,7 +111,7 @@ class LSTM(Module):
             states.append(h)
         out = stack(states, axis=1)
         # Time runs one way: the steps past an end, which go on here, reach nothing that is kept.
-        return out if live is None else out * Tensor(live, device=out.device, dtype=out.dtype)
+        return out * Tensor(live[:, :, None], device=out.device, dtype=out.dtype)
 
     def _start(self, name: str, given: Tensor | None, inputs: Tensor) -> Tensor:
         """A state before the first step, of the device and dtype of `inputs`."""
@@ -123,15 +124,3 @@ class LSTM(Module):
 
     def describe(self) -> str:
         return f"{self.cin}, {self.hidden}"
-
-
-def _live(lengths: np.ndarray, batch: int, steps: int) -> np.ndarray:
-    """(B, T, 1): whether a step lies before its sequence's end. ValueError for no lengths."""
-    lengths = np.asarray(lengths)
-    if lengths.shape != (batch,) or lengths.dtype.kind not in "iu":
-        raise ValueError(f"lengths: expected {batch} integers, got {lengths.dtype} of shape "
-                         f"{lengths.shape}")
-    if batch and not 0 <= lengths.min() <= lengths.max() <= steps:
-        raise ValueError(f"lengths: expected values in [0, {steps}], got {lengths.min()} to "
-                         f"{lengths.max()}")
-    return (np.arange(steps) < lengths[:, None])[:, :, None]

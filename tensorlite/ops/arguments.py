@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ..tensor import Tensor
@@ -26,6 +28,20 @@ def pair(name: str, value: Pair, least: int) -> tuple[int, int]:
     if len(both) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in both):
         raise ValueError(f"{name}: expected an integer >= {least} or a pair of them, got {value!r}")
     return int(both[0]), int(both[1])
+
+
+def check_lengths(lengths: Any, batch: int, steps: int) -> np.ndarray:
+    """Lengths of sequences as an array (batch,); None: all have `steps` steps. ValueError unless
+    they are integers in [0, steps]."""
+    lengths = lengths.data if isinstance(lengths, Tensor) else lengths
+    lengths = np.asarray(np.full(batch, steps) if lengths is None else lengths)
+    if lengths.shape != (batch,) or lengths.dtype.kind not in "iu":
+        raise ValueError(f"lengths: expected {batch} integers, got {lengths.dtype} of shape "
+                         f"{lengths.shape}")
+    if batch and not 0 <= lengths.min() <= lengths.max() <= steps:
+        raise ValueError(f"lengths: expected values in [0, {steps}], got {lengths.min()} to "
+                         f"{lengths.max()}")
+    return lengths
 
 
 def window_output(name: str, size: tuple[int, ...], kernel: tuple[int, ...],

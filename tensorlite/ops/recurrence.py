@@ -10,7 +10,7 @@ from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array, array_module
 from ..tensor import Tensor
-from .arguments import one_dtype
+from .arguments import check_lengths, one_dtype
 from .casting import as_dtype, for_products
 
 
@@ -97,12 +97,5 @@ def gru(x: Tensor, lengths: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh:
         if t.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {t.shape}")
     one_dtype(x, w_ih=w_ih, w_hh=w_hh, b_ih=b_ih, b_hh=b_hh, h0=h0)
-    lengths = lengths.data if isinstance(lengths, Tensor) else lengths
-    lengths = np.asarray(np.full(batch, steps) if lengths is None else lengths)
-    if lengths.shape != (batch,) or lengths.dtype.kind not in "iu":
-        raise ValueError(f"lengths: expected {batch} integers, got {lengths.dtype} of shape "
-                         f"{lengths.shape}")
-    if batch and not 0 <= lengths.min() <= lengths.max() <= steps:
-        raise ValueError(f"lengths: expected values in [0, {steps}], got {lengths.min()} to "
-                         f"{lengths.max()}")
+    lengths = check_lengths(lengths, batch, steps)
     return GRU.apply(x, w_ih, w_hh, b_ih, b_hh, h0, lengths=lengths)
