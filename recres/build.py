@@ -126,6 +126,15 @@ def load_weights(model: VideoResNet, config: Config,
     return start
 
 
+def refuse_untrained(config: Config, start: Mapping[str, Any], stage: str, flag: str) -> None:
+    """InputError where --weights do not reach as far as the features after `stage`, which `flag`
+    asks for. start: as from `load_weights`."""
+    used = {"conv1", "norm1", *STAGES[1 : stage_number(stage) + 1]}
+    for name in start["weights"]["initialised"] if start["weights"] else ():
+        if name.partition(".")[0] in used:
+            raise InputError(f"{flag} {stage}: {config.weights} has no {name}")
+
+
 def _temporal_start(config: Config) -> str:
     if config.skip in (None, "none"):
         return "none: there is no temporal skip"

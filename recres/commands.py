@@ -82,11 +82,15 @@ def run(parser: Parser, body: Callable[[argparse.Namespace], int],
             traceback.print_exc()
         bad_input = isinstance(error, InputError | FormatError)
         plain = bad_input or isinstance(error, RunFailed | OSError | MemoryError)
-        text = " ".join(str(error).split()) or "out of memory"
+        text = " ".join(str(error).split())
+        if not text:
+            plain, text = True, ("out of memory" if isinstance(error, MemoryError)
+                                 else type(error).__name__)
         if memory := explain_memory_error(error):
             plain, text = True, f"{memory}; {parser.less_memory}"
         name = "" if plain else f"{type(error).__name__}: "
-        hint = "" if plain or "--debug" in arguments else " (--debug shows where)"
+        known = bad_input or memory or isinstance(error, RunFailed | OSError | MemoryError)
+        hint = "" if known or "--debug" in arguments else " (--debug shows where)"
         print(f"error: {name}{text}{hint}", file=sys.stderr)
         return 2 if bad_input else 1
 

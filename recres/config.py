@@ -281,6 +281,11 @@ def _fit_to_model(full: dict[str, Any], values: Mapping[str, Any]) -> None:
                 "there", "none")
     if full["input"] == "dynamic":
         without(["context"], "a video has one dynamic image", 1)
+    if full["input"] != "flow" and "flow_length" in values:
+        raise InputError(f"--flow-length {values['flow_length']}: --input {full['input']} is no "
+                         "flow")
+    if full["features"] or full["sampling"] == "segments" or full["input"] == "dynamic":
+        without(["chunks_per_video"], "a video is one chunk")
     if full["model"] != "rrn":
         without(RECURRENT_ONLY, f"--model {full['model']} has no temporal skip")
         return

@@ -136,7 +136,7 @@ def why_not(trained: Config | None, videos: Videos, side: str) -> str | None:
     tested = {videos.source.videos[place].name.lower() for place in places}
     listed = _training_names(trained)
     common = tested & listed
-    if trained.split == here.split and not common:
+    if not common and (listed or trained.split == here.split):
         return None
     found = (f"{len(common)} of the {len(tested)} test videos are among its training videos" if
              listed else "its training videos are among the test videos")

@@ -158,8 +158,11 @@ class StoreFiles:
         found = self.about.get("format") if isinstance(self.about, dict) else None
         if found != FORMAT:
             raise InputError(f"{path}: format in about.json is {found!r}, expected {FORMAT!r}")
-        self.frame_shape = tuple(self.about["shape"])
-        self.views = 1 + self.about["mirror"]
+        try:
+            self.frame_shape = tuple(self.about["shape"])
+            self.views = 1 + self.about["mirror"]
+        except (LookupError, TypeError):
+            raise InputError(f"{path}: about.json does not say the shape of its features") from None
         self.lines: dict[tuple[str, int], _Line] = {}
         self.end = 0
         self._verified: set[_Line] = set()

@@ -101,7 +101,7 @@ def _make(out: Path, options: Config, kinds: Sequence[Kind]) -> int:
         say(f"skipped   {reason}")
     model = build.build_network(options, len(videos.split.classes))
     start = build.load_weights(model, options)
-    _refuse_untrained(options, start["weights"], kinds[-1].stage)
+    build.refuse_untrained(options, start, kinds[-1].stage, "--stages")
     model.to(options.device)
     stores = _open_stores(out, options, model, start, videos, kinds)
 
@@ -143,14 +143,6 @@ def _open_stores(out: Path, options: Config, model: VideoResNet, start: dict[str
         made = made_by(model, stage, pooled, options, start["input"], source)
         stores.append(FeatureStore(out, made, shape[-1:] if pooled else shape, videos, options))
     return stores
-
-
-def _refuse_untrained(options: Config, weights: dict[str, Any] | None, last: str) -> None:
-    """InputError where the weights do not reach as far as the features that are asked for."""
-    used = {"conv1", "norm1", *STAGES[1 : stage_number(last) + 1]}
-    for name in weights["initialised"] if weights else ():
-        if name.partition(".")[0] in used:
-            raise InputError(f"--stages {last}: {options.weights} has no {name}")
 
 
 def _open_videos(options: Config, path: Path) -> Videos:

@@ -72,7 +72,9 @@ class Run:
             run.lock()
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
-        found = sorted(p.name for p in path.iterdir() if p.name != "lock")
+        # (".tmp-": of a writer that was killed)
+        found = sorted(p.name for p in path.iterdir()
+                       if p.name != "lock" and not p.name.startswith(".tmp-"))
         if found:
             run.unlock()
             more = f"; go on with it by --resume {path}" if "config.json" in found else ""

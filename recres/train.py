@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -59,6 +60,8 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     with run, Interrupts(f"stopped; to go on: python -m recres.train --resume {run.path}") as stop:
         if run.result is not None:
             print(f"{run.path}: complete, video error {run.result['video_error']:.4f}")
+            if run.config.store is None:  # killed before it had removed them
+                shutil.rmtree(run.path / "features", ignore_errors=True)
             return 0
         if options.threads != run.config.threads:
             say(f"threads   {options.threads}, not {run.config.threads} as before: what follows is "
@@ -116,6 +119,8 @@ class Job:
         model = network if not config.features else build.build_sequence_model(config, len(classes))
         if config.features or not (run.path / "checkpoint.safetensors").is_file():
             run.about["model"] = build.load_weights(network, config, log=self.log)
+            if config.features:
+                build.refuse_untrained(config, run.about["model"], config.features, "--features")
             run.write_config()
         else:
             checkpoint.load_network(run.path / "checkpoint.safetensors", model)

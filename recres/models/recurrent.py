@@ -2,7 +2,7 @@
 
 A temporal skip adds to a residual block what the frame before brought to it:
 
-    y_t = relu(F(x_t) + shortcut(x_t) + S(x_{t-1})),   x_0 = 0.
+    y_t = relu(F(x_t) + shortcut(x_t) + S(x_{t-1})),   S(x_0) = 0.
 
 All frames of a chunk share the weights. T frames of context take T - 1 skips, one reaching one
 frame further back than the next. Two networks to compare with are of the same make: the purely

@@ -1,7 +1,7 @@
 """A network for chunks, given a video frame by frame: what a new frame needs of those before it is
 kept, so that each frame is worked on once.
 
-The chunks are all windows of T frames. A temporal skip starts each of them with x_0 = 0, so that
+The chunks are all windows of T frames. A temporal skip starts each of them with nothing, so that
 features behind a skip may depend on where the window began, not on their frame alone. After the
 k-th skip a frame has seen itself and k frames before it, or as many as its window has:
 

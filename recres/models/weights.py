@@ -17,8 +17,9 @@ model's, as running_var + eps − the model's eps, which leaves no setting that 
 model could lose.
 
 A network whose input is not images (stacked optical flow) starts from a network for images all the
-same, by cross-modality initialisation (Wang et al., Temporal Segment Networks, 2016): its first
-convolution gives every input channel the mean of the file's weights over red, green and blue.
+same, by cross-modality initialisation (Wang et al. 2015, Towards Good Practices for Very Deep
+Two-Stream ConvNets): its first convolution gives every input channel the mean of the file's weights
+over red, green and blue, in the units of that input.
 """
 
 from __future__ import annotations

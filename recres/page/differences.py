@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from recres.config import Config
+from recres.models.resnet import STAGES
 
 UCF101_CLASSES = 101
 PAPER_CONTEXTS = (1, 2, 3, 5)
@@ -45,7 +46,7 @@ def _data(config: Config, classes: int | None) -> Iterator[Difference]:
                          "flow (the two-stream comparator)")
     elif config.input == "dynamic":
         yield Difference("input", "frames", "one dynamic image of each video (a comparator)")
-    if config.frame_step != 10:
+    if config.frame_step != 10 and config.input != "dynamic":
         yield Difference("frames", "every tenth is sampled", f"one in {config.frame_step}")
     if config.sampling == "segments":
         yield Difference("chunks", "successive sampled frames", "one frame of each of "
@@ -69,7 +70,10 @@ def _network(config: Config, about: Mapping[str, Any]) -> Iterator[Difference]:
     start = about.get("model") or {}
     if config.weights is None:
         yield Difference("weights", "pre-trained on ImageNet", "drawn at random")
-    elif parts := _from_scratch(start):
+    elif (start.get("weights") or {}).get("source") == "recres":
+        yield Difference("weights", "pre-trained on ImageNet", "of a network that recres trained "
+                         "(on the drawn figures: on their single frames)")
+    elif parts := _from_scratch(start, config.features):
         yield Difference("weights", "all pre-trained on ImageNet but the new layers",
                          f"drawn at random: {parts}")
     if config.truncate != "none":
@@ -90,8 +94,10 @@ def _network(config: Config, about: Mapping[str, Any]) -> Iterator[Difference]:
                      "still reach the output"
                      + ("" if config.freeze == "none" else
                         f"; frozen stages (up to {config.freeze}): their stored statistics"))
+    convolved = config.skip in ("conv", "conv_nonlinear")
     yield Difference("layers trained", "", "all" if config.freeze == "none"
-                     else f"those after {config.freeze}")
+                     else f"those after {config.freeze}"
+                     + (", and W_s with its norm" if convolved else ""))
 
 
 def _skips(config: Config, start: Mapping[str, Any]) -> Iterator[Difference]:
@@ -114,7 +120,7 @@ def _skips(config: Config, start: Mapping[str, Any]) -> Iterator[Difference]:
     yield Difference("non-linearity", "inside the sum, as its equations have it: "
                      "σ(x ∗ W) + x + S",
                      "around the sum, as in ResNet v1: relu(F(x) + x + S)")
-    yield Difference("first frame of a chunk", "", "nothing is added to it (x₀ = 0)")
+    yield Difference("first frame of a chunk", "", "nothing is added to it")
     if config.skip in ("conv", "conv_nonlinear"):
         wrong = config.recurrent_gradient == "same-frame"
         yield Difference(
@@ -160,10 +166,11 @@ def _all_frozen(config: Config) -> bool:
     return config.freeze == ("block4" if config.truncate == "none" else config.truncate)
 
 
-def _from_scratch(start: Mapping[str, Any]) -> str:
-    """The parts that a weights file did not fill, the classifier and temporal layers aside, which
-    are new in the paper too."""
+def _from_scratch(start: Mapping[str, Any], features: str | None) -> str:
+    """The parts in use that a weights file did not fill, the classifier and temporal layers aside,
+    which are new in the paper too."""
     weights = start.get("weights") or {}
-    names = [name for name in weights.get("initialised", ())
-             if not name.startswith("fc.") and ".temporal" not in name]
-    return ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+    unused = STAGES[STAGES.index(features) + 1 :] if features else ()
+    parts = [name.partition(".")[0] for name in weights.get("initialised", ())
+             if ".temporal" not in name]
+    return ", ".join(dict.fromkeys(part for part in parts if part not in ("fc", *unused)))

@@ -137,7 +137,7 @@ def _protocol(run: Shown) -> Html:
     counts = result.get("counts") or {}
     sides = [f"{counts[f'{side}_videos']} videos {text}" for side, text in
              (("train", "to train on"), ("holdout", "held out"), ("test", "to test on"))
-             if f"{side}_videos" in counts]
+             if counts.get(f"{side}_videos")]
     changed = changed_options(config)
     seconds = result.get("training_seconds")
     environment = about.get("environment") or {}

@@ -66,8 +66,11 @@ def _tables(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     commands.use_machine(runner.base.threads, runner.base.device)
     runner.prepare(say)
     seconds = sum(map(runner.estimate, runner.tasks))
-    say(f"{len(runner.tasks)} runs of {len(runner.plan.cells)} cells, {runner.updates} updates a "
-        f"network, about {show_duration(seconds)}")
+    updates = f", {runner.updates} updates a network" if runner.updates else ""
+    say(f"{len(runner.tasks)} runs of {len(runner.plan.cells)} cells{updates}, about "
+        f"{show_duration(seconds)}")
+    if budget is not None and seconds > 1.1 * budget:
+        say(f"budget    {show_duration(budget)} was made into updates for fewer runs than these")
     if args.dry_run:
         for task in runner.tasks:
             left = runner.estimate(task)

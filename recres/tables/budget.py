@@ -17,7 +17,7 @@ from recres.config import Config
 from recres.errors import InputError
 from recres.evaluation import CHUNKS_AT_ONCE, predict_logits
 from recres.feature_store import FRAMES_AT_ONCE, Kind, encode_frames, feature_shape
-from recres.loader import describe_updates
+from recres.loader import Videos, describe_updates
 from tensorlite import Tensor, cross_entropy, optim, precision
 from tensorlite.device import to_device
 
@@ -113,13 +113,31 @@ def encoding_rate(config: Config, classes: int) -> float:
     return FRAMES_AT_ONCE / (time.perf_counter() - began)
 
 
-def updates_within(budget: float, costs: Sequence[Cost], runs: int, fixed: float) -> int:
+def reading_time(videos: Videos, tried: int = 3) -> float:
+    """Seconds to make what the network sees of all videos, once; tested ones in both directions
+    where classes come in pairs."""
+    source, places = videos.source, list(videos.counts)
+    some = places[:: max(1, len(places) // tried)][:tried]
+    began = time.perf_counter()
+    for place in some:
+        source.frames(place)
+    each = (time.perf_counter() - began) / len(some)
+    twice = len(videos.sides["test"]) if videos.split.pairs else 0
+    return each * (len(places) + twice) / videos.config.threads
+
+
+def updates_within(budget: float, costs: Sequence[Cost], runs: int, fixed: float) -> int | None:
     """How many updates each cell may make in `budget` seconds: costs, of the cells that share it,
-    each of which is run so often; fixed, seconds of everything else. InputError where it is not
-    enough for one."""
+    each of which is run so often; fixed, seconds of everything else. None where no cell does.
+    InputError where it is not enough for one."""
     each = runs * sum(cost.seconds(1) - cost.seconds(0) for cost in costs)
     rest = fixed + runs * sum(cost.seconds(0) for cost in costs)
-    updates = int((budget - rest) // each) if each else 1
+    if not costs:
+        if rest > budget:
+            raise InputError(f"--budget {show_duration(budget)}: too little, the runs take "
+                             f"{show_duration(rest)}, and that it does not change")
+        return None
+    updates = int((budget - rest) // each)
     if updates < 1:
         raise InputError(f"--budget {show_duration(budget)}: too little, one update of every cell "
                          f"takes {show_duration(rest + each)}")

@@ -1,8 +1,9 @@
 """Which runs the paper's tables are made of, and where in a table each one's error stands.
 
 A `Cell` is a run of `recres.train` by its options, apart from split and seed; tables share cells
-that are the same run. All cells of tables 2 to 5 are given the same number of updates, of the same
-number of frames each, and are fine-tuned to the same depth. The paper's numbers: Iqbal et al. 2017.
+that are the same run. The networks of tables 2 to 5 are given the same number of updates, of the
+same number of frames each (or, with --update-fraction, of the same share of their chunks), and are
+fine-tuned to the same depth. The paper's numbers: Iqbal et al. 2017.
 """
 
 from __future__ import annotations
@@ -125,8 +126,8 @@ def _cells(last: str, frames: int, pretrained: str | None) -> dict[str, Cell]:
     add("flow", 1, skip="none", input="flow", freeze="none")
     add("dynamic", 1, skip="none", input="dynamic", freeze="none")
     for stage in ("block4", "block3", "block2"):
-        if pretrained is not None and stage_number(stage) > stage_number(pretrained):
-            continue  # nothing has trained it
+        if stage_number(stage) > min(stage_number(last), stage_number(pretrained or last)):
+            continue  # the network ends before it, or nothing has trained it
         for model in ("avgpool", "gru", "lstm"):
             for z_norm in (True, False):
                 name = f"{stage}-{model}" + ("-znorm" if z_norm else "")
@@ -148,7 +149,7 @@ def _table_1(last: str, cells: Mapping[str, Cell]) -> TablePlan:
     rows = []
     for (stage, model), numbers in paper.items():
         if f"{stage}-{model}" not in cells:
-            absent = "not run: the weights do not fill this stage"
+            absent = "not run: the network ends before it, or the weights do not fill it"
             places = tuple(Place(c, n) for c, n in zip(columns, numbers, strict=True))
             rows.append(RowPlan((stage, _MODELS[model]), places, absent))
             continue

@@ -27,9 +27,10 @@ from recres.errors import InputError
 from recres.feature_store import NUMBER, Kind, feature_shape, free_bytes
 from recres.fuse import fuse
 from recres.loader import Videos
+from recres.models.resnet import stage_number
 from recres.runs import Run, read_json, write_json
 from recres.scores import read_scores, write_scores
-from recres.tables.budget import Cost, encoding_rate, measure, updates_within
+from recres.tables.budget import Cost, encoding_rate, measure, reading_time, updates_within
 from recres.tables.plan import Cell, Place, TablePlan, make
 from recres.tables.results import Entry, Row, RunResult, Table
 from recres.train import Job
@@ -39,8 +40,15 @@ from tensorlite.io import FormatError
 
 # Nothing is chosen: the last update counts, and the learning rate has come down by then.
 CELL_DEFAULTS = {"holdout": 0.0, "schedule": "cosine"}
-NOT_OF_FEATURES = ("freeze", "truncate")  # options of networks, not of models on features
+# Options that are not of every cell: models on features (which the paper updates more often, too),
+# flow, dynamic images, segments.
+NOT_OF_FEATURES = ("freeze", "truncate", "update_fraction", "colour_jitter", "chunks_per_video",
+                   "flow_length")
+NOT_OF_FLOW = ("colour_jitter", "mirror")
+NOT_OF_DYNAMIC = ("mirror", "chunks_per_video", "flow_length")
 BACKBONE = "none-frames"  # what is trained on single frames
+# Options that say where and with what a run computes, in which going on with it may differ.
+PLACES = ("threads", "device", "store", "weights", "root")
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,9 @@ class Runner:
                  data_root: str, splits: Sequence[int], seeds: int, budget: float | None) -> None:
         self.folder, self.data_root, self.budget = folder, data_root, budget
         self.options = {name: value for name, value in options.items() if name != "updates"}
-        self.base = config.resolve(CELL_DEFAULTS | self.options, data_root)
+        # A network as the cells have it; what some of them lack is looked at cell by cell.
+        common = Cell("", {"context": 2})
+        self.base = config.resolve(CELL_DEFAULTS | self._options_of(common), data_root)
         self.pretrained = pretrained_stage(self.base)
         self.plan = make(numbers, self.base.truncate, self.base.batch * self.base.context,
                          self.pretrained)
@@ -87,26 +97,52 @@ class Runner:
         self.updates: int | None = options.get("updates")
         self.costs: dict[str, float] = {}  # seconds of a run, by the cell's name
         self.failures: dict[str, str] = {}
-        # Of the videos as they are sampled for a cell (`_sampling`): counts of all, frames of the
-        # last cell's.
-        self._found: dict[tuple[Any, ...], Any] = {}
+        # Frames of the videos as they were sampled for the last cell (`_sampling`).
         self._source: tuple[tuple[Any, ...], FrameSource] | None = None
 
     def config(self, task: Task, ready: bool = True) -> Config:
         """All options of a task; ready=False: as far as they are known before a backbone is."""
-        cell, values = task.cell, CELL_DEFAULTS | self.options
-        if "features" in cell.options:
-            values = {name: v for name, v in values.items() if name not in NOT_OF_FEATURES}
-        values |= dict(cell.options) | {"split": task.split, "seed": task.seed}
+        cell, values = task.cell, CELL_DEFAULTS | self._options_of(task.cell)
+        values |= dict(cell.options) | {"split": task.split, "seed": task.seed,
+                                        "threads": self.base.threads}
         if cell.budgeted:
             values["updates"] = self.updates or 1
         if "features" in values or values.get("freeze", "none") != "none":
-            values["store"] = str((self.folder / "features").absolute())
+            name = "features" if self._shares_features(cell) else f"features-seed{task.seed}"
+            values["store"] = str((self.folder / name).absolute())
         if cell.backbone and self.pretrained is None and ready:
             backbone = self._path(Task(self.plan.cells[BACKBONE], task.split, task.seed))
+            if not (backbone / "result.json").is_file():
+                raise InputError(f"{backbone}: the network that is trained on single frames is not "
+                                 "complete")
             values["weights"] = str((backbone / "best.safetensors").absolute())
             values["store"] = str((backbone / "features").absolute())
         return config.resolve(values, self.data_root)
+
+    def _options_of(self, cell: Cell) -> dict[str, Any]:
+        """The given options, as far as they are of a cell."""
+        left_out = {"features": NOT_OF_FEATURES, "flow": NOT_OF_FLOW, "dynamic": NOT_OF_DYNAMIC,
+                    "segments": ("chunks_per_video",)}
+        kinds = ["features"] if "features" in cell.options else [
+            cell.options.get(name, "") for name in ("input", "sampling")]
+        without = {name for kind in kinds for name in left_out.get(kind, ())}
+        if "flow" not in kinds:
+            without.add("flow_length")
+        if kinds != ["features"] and self.options.get("freeze", "none") == "none":
+            without.add("mirror")
+        values = {name: value for name, value in self.options.items() if name not in without}
+        if values.get("chunks_per_video"):  # of two frames; as many frames, whatever the context
+            frames = values["chunks_per_video"] * 2
+            values["chunks_per_video"] = max(1, round(frames / cell.options["context"]))
+        return values
+
+    def _shares_features(self, cell: Cell) -> bool:
+        """Whether its frozen stages are the same with every seed: those that weights fill are."""
+        if self.pretrained is None:
+            return False
+        return "features" in cell.options or (
+            self.base.freeze == "stem"
+            or stage_number(self.base.freeze) <= stage_number(self.pretrained))
 
     def _path(self, task: Task) -> Path:
         return self.folder / "cells" / task.name
@@ -117,16 +153,20 @@ class Runner:
         """Read plan.json, or measure the cells and make it. InputError where the folder has one of
         other options."""
         path = self.folder / "plan.json"
-        wanted: dict[str, Any] = {"options": self.base.to_json(), "budget": self.budget}
-        plan = read_json(path) if path.is_file() else {**wanted, "updates": None, "seconds": {}}
+        options = self.base.to_json() | self.options
+        wanted: dict[str, Any] = {"options": options, "budget": self.budget}
+        # As long as nothing has run (after a dry run) another plan can be made.
+        known = path.is_file() and (self.folder / "cells").is_dir()
+        plan = read_json(path) if known else {**wanted, "updates": None, "seconds": {}}
         differ = [name for name, value in wanted["options"].items()
                   if plan["options"].get(name) != value and name not in ("threads", "device")]
         if differ or plan["budget"] != self.budget:
             what = f"--{differ[0].replace('_', '-')}" if differ else "--budget"
-            raise InputError(f"{what}: {self.folder} holds tables that were made with another")
+            raise InputError(f"{what}: {self.folder} holds tables that were made with another; "
+                             "--out keeps them apart")
         if self.updates not in (None, plan["updates"] or self.updates):
             raise InputError(f"--updates {self.updates}: {self.folder} holds tables that were made "
-                             f"with {plan['updates']}")
+                             f"with {plan['updates']}; --out keeps them apart")
         self.updates = plan["updates"] or self.updates
         self.costs = dict(plan["seconds"])
         counts = self._count_frames(log)
@@ -139,12 +179,15 @@ class Runner:
     def _count_frames(self, log: Callable[[str], object]) -> Mapping[str, int | str]:
         """How many frames are sampled of each video, where chunks are of one frame."""
         path = self.folder / "frames.json"
-        if not path.is_file():
+        sampling = {name: getattr(self.base, name)
+                    for name in ("data", "root", "frame_step", "skip_bad")}
+        known = read_json(path) if path.is_file() else {}
+        if known.get("sampling") != sampling:
             single = config.replace(self.base, context=1)
-            found = build.scan_videos(single, log).found
+            known = {"sampling": sampling, "found": build.scan_videos(single, log).found}
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, found)
-        return read_json(path)
+            write_json(path, known)
+        return known["found"]
 
     def _features(self, counts: Mapping[str, int | str]) -> list[Features]:
         """What the cells keep of frozen stages, each once for all that share it."""
@@ -160,9 +203,12 @@ class Runner:
                 continue
             shape = feature_shape(network, stage, options.image_size)
             numbers = shape[-1] if pooled else math.prod(shape)
-            stores = runs if cell.backbone and self.pretrained is None else 1
+            seeds = len({task.seed for task in self.tasks})
+            stores = (runs if cell.backbone and self.pretrained is None else
+                      1 if self._shares_features(cell) else seeds)
+            mirrored = "-mirror" if options.mirror else ""
             found[stage, pooled] = Features(
-                str(Kind(stage, pooled)), options, frames * stores,
+                f"{Kind(stage, pooled)}{mirrored}", options, frames * stores,
                 stores * frames * numbers * NUMBER.itemsize * (1 + options.mirror))
         return list(found.values())
 
@@ -171,7 +217,8 @@ class Runner:
         size = sum(each.nbytes for each in features)
         if not size:
             return
-        there = sum(path.stat().st_size for path in self.folder.rglob("features.f16"))
+        there = sum(path.stat().st_size for each in features
+                    for path in self.folder.rglob(f"{each.name}/features.f16"))
         log(f"features  {size / 1e9:.2f} GB in all, {there / 1e9:.2f} GB of it made, in "
             f"{self.folder}: {', '.join(each.name for each in features)}")
         if size - there > (free := free_bytes(self.folder)):
@@ -190,6 +237,8 @@ class Runner:
                 train, test = (len(videos.chunks(side)) for side in ("train", "test"))
                 cost = measure(options, len(videos.split.classes), train,
                                test * (2 if videos.split.pairs else 1))
+                if options.input != "frames":
+                    cost = cost._replace(rest=cost.rest + reading_time(videos))
                 costs[cell.name] = cost, total_updates(train, options)
                 shown.update()
         budgeted = [cost for name, (cost, _) in costs.items() if self.plan.cells[name].budgeted]
@@ -198,12 +247,12 @@ class Runner:
             fixed += runs * sum(cost.seconds(updates) for name, (cost, updates) in costs.items()
                                 if not self.plan.cells[name].budgeted)
             self.updates = updates_within(self.budget, budgeted, runs, fixed)
-        elif self.updates is None:
+        elif self.updates is None and budgeted:
             chunks = len(self._planned(self.base, counts).chunks("train"))
             self.updates = total_updates(chunks, self.base)
         for name, (cost, updates) in costs.items():
             self.costs[name] = round(cost.seconds(
-                self.updates if self.plan.cells[name].budgeted else updates), 1)
+                self.updates or 1 if self.plan.cells[name].budgeted else updates), 1)
 
     def _planned(self, options: Config, counts: Mapping[str, int | str]) -> Videos:
         """The videos and chunks of a cell, to a chunk or two, from the frames that `counts` says:
@@ -243,18 +292,29 @@ class Runner:
         path, options = self._path(task), self.config(task)
         with self._open(path, options, command) as run:
             if run.result is None:
+                if not (path / "videos.json").is_file() and (found := self._counted(options)):
+                    write_json(path / "videos.json", found)
                 sampling = _sampling(options)
-                if sampling in self._found and not (path / "videos.json").is_file():
-                    write_json(path / "videos.json", self._found[sampling])
                 known, source = self._source or (None, None)
                 with open(path / "log.txt", "a", encoding="utf-8") as file:
                     job = Job(run, interrupts, lambda text: print(text, file=file, flush=True),
                               source if known == sampling else None)
                     job.do()
                 assert job.source is not None
-                self._found[sampling] = read_json(path / "videos.json")
                 self._source = sampling, job.source
         return read_json(path / "result.json")["video_error"]
+
+    def _counted(self, options: Config) -> Any:
+        """How many frames of each video are sampled for these options, if that is known: from a run
+        that samples in the same way, on whatever split. None if it is not."""
+        if (options.input, options.context) == ("frames", 1):
+            return read_json(self.folder / "frames.json")["found"]
+        wanted = _sampling(options)[1:]
+        for task in self.tasks:
+            path = self._path(task) / "videos.json"
+            if path.is_file() and _sampling(Run.open(path.parent).config)[1:] == wanted:
+                return read_json(path)
+        return None
 
     @contextlib.contextmanager
     def _open(self, path: Path, options: Config, command: Sequence[str]) -> Iterator[Run]:
@@ -267,10 +327,12 @@ class Runner:
             run = Run.open(path)
             stored, wanted = run.config.to_json(), options.to_json()
             for name in wanted:
-                if stored[name] != wanted[name] and name != "threads":
+                if stored[name] != wanted[name] and name not in PLACES:
                     raise InputError(f"{path}: made with --{name.replace('_', '-')} "
                                      f"{stored[name]}, not {wanted[name]}")
         with run:
+            if run.result is None:
+                run.change(options)
             try:
                 yield run
             except (InputError, FormatError):
@@ -286,19 +348,29 @@ class Runner:
 
     def _table(self, plan: TablePlan) -> Table:
         return Table(
-            plan.number, plan.title, self._about(), list(plan.label_columns), list(plan.columns),
+            plan.number, plan.title, self._about(plan), list(plan.label_columns),
+            list(plan.columns),
             [Row(dict(zip(plan.label_columns, row.label, strict=True)),
                  [self._entry(place) for place in row.places],
                  i == plan.place(plan.reference), row.note) for i, row in enumerate(plan.rows)],
             [(plan.place(one), plan.place(other)) for one, other in plan.further])
 
-    def _about(self) -> dict[str, Any]:
-        base, split = self.base, build.read_split(self.base, log=str)
-        start = base.weights and Path(base.weights).name or "none; trained on single frames first"
+    def _about(self, plan: TablePlan) -> dict[str, Any]:
+        base, numbers = self.base, sorted({task.split for task in self.tasks})
+        splits = [build.read_split(config.replace(base, split=number), log=str)
+                  for number in numbers]
+        used = [self.plan.cells[name] for row in plan.rows for place in row.places
+                for name in place.cells]
+        trained = "; frozen backbones: trained on single frames first" if any(
+            cell.backbone for cell in used) else ""
+        update = (f"{base.update_fraction:.2%} of the training data" if base.update_fraction else
+                  f"{base.batch * base.context} frames")
+        chosen = "best epoch on held-out groups" if base.holdout else "last one"
+        start = Path(base.weights).name if base.weights else f"none{trained}"
         return {
-            "data": base.data, "classes": len(split.classes),
-            "videos": f"{len(split.train)} to train on, {len(split.test)} to test on (split "
-                      f"{base.split})",
+            "data": base.data, "classes": len(splits[0].classes),
+            "videos": "; ".join(f"split {split.number}: {len(split.train)} to train on, "
+                                f"{len(split.test)} to test on" for split in splits),
             "network": f"{base.backbone} {base.version}, width {base.width}"
                        + (f", ends after {base.truncate}" if base.truncate != "none" else ""),
             "weights": start,
@@ -306,7 +378,8 @@ class Runner:
                       "convolutions excepted",
             "input": f"one frame in {base.frame_step}, {base.image_size} x {base.image_size}",
             "training": f"Adam, {base.schedule} learning rate {base.lr:g}, {self.updates} updates "
-                        f"of {base.batch * base.context} frames a network, the last one counts",
+                        f"of {update} a network, the {chosen} counts" if any(
+                            cell.budgeted for cell in used) else None,
             "seeds": len({task.seed for task in self.tasks}),
         }
 
@@ -322,9 +395,12 @@ class Runner:
         path = self._path(task)
         known = task.cell.name, task.seed, task.split, str(path)
         if (path / "result.json").is_file():
-            result = read_json(path / "result.json")
-            return RunResult(*known, "complete", result["video_error"], result["chunk_error"],
-                             result["training_seconds"], str(path / "scores.npz"))
+            try:
+                result = read_json(path / "result.json")
+                return RunResult(*known, "complete", result["video_error"], result["chunk_error"],
+                                 result["training_seconds"], str(path / "scores.npz"))
+            except (InputError, LookupError, TypeError):
+                return RunResult(*known, "failed", reason=f"{path / 'result.json'}: damaged")
         if task.name in self.failures:
             return RunResult(*known, "failed", reason=self.failures[task.name])
         return RunResult(*known, "missing")
@@ -339,7 +415,10 @@ class Runner:
         for status in ("failed", "missing"):
             if reasons := [part.reason for part in parts if part.status == status]:
                 return RunResult(*known, status, reason=reasons[0])
-        fused = fuse([read_scores(part.scores) for part in parts if part.scores])
+        try:
+            fused = fuse([read_scores(part.scores) for part in parts if part.scores])
+        except InputError as error:
+            return RunResult(*known, "failed", reason=str(error))
         folder.mkdir(exist_ok=True)
         write_scores(path, fused, fused.classes, fused.data, fused.split)
         seconds = sum(part.seconds or 0.0 for part in parts)
@@ -354,8 +433,10 @@ def pretrained_stage(options: Config) -> str | None:
     start = build.load_weights(network, options, log=str)["weights"]
     drawn = {name.partition(".")[0] for name in start["initialised"]}
     filled = [stage for stage in network.stages[1:] if stage not in drawn]
-    if "conv1" in drawn or not filled or filled != list(network.stages[1 : len(filled) + 1]):
-        raise InputError(f"--weights {options.weights}: do not fill the network's first stage")
+    if "conv1" in drawn or filled[:2] != ["block1", "block2"]:
+        raise InputError(f"--weights {options.weights}: do not fill block1 and block2, which the "
+                         "baselines need")
+    filled = [stage for i, stage in enumerate(filled) if stage == network.stages[i + 1]]
     return filled[-1]
 
 

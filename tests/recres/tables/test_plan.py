@@ -27,8 +27,9 @@ def test_the_papers_numbers():
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize(("truncate", "pretrained"), [("none", None), ("block3", "block3"),
-                                                      ("none", "block3"), ("none", "block4")])
+@pytest.mark.parametrize(("truncate", "pretrained"), [
+    ("none", None), ("block3", None), ("block3", "block3"), ("none", "block3"), ("none", "block4"),
+    ("block3", "block4")])
 def test_every_cell_of_a_table_is_planned_and_no_other(number, truncate, pretrained):
     plan = plan_of([number], truncate, pretrained)
     (table,) = plan.tables
@@ -37,6 +38,8 @@ def test_every_cell_of_a_table_is_planned_and_no_other(number, truncate, pretrai
     assert named <= set(plan.cells)
     assert extra <= ({"none-frames"} if pretrained is None else set())
     assert table.reference in named
+    if truncate == "block3" or pretrained == "block3":
+        assert not [name for name in plan.cells if name.startswith("block4")]
 
 
 def test_a_backbone_is_trained_before_the_cells_that_start_from_it():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -169,19 +170,26 @@ def test_killed_at_any_moment_the_tables_end_with_the_same_numbers(figures_root,
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     subprocess.run([*given, *arguments(figures_root, whole, "1")], check=True, cwd=ROOT,
                    capture_output=True)
-    rng, kills = np.random.default_rng(0), 0
-    while True:
+    rng = np.random.default_rng(0)
+    for kill in range(4):
         process = subprocess.Popen([*given, *arguments(figures_root, cut, "1")], cwd=ROOT,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            assert process.wait(timeout=rng.uniform(1.5, 4) if kills < 4 else 300) == 0
-            break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-    assert kills >= 2
+        # In the middle of a run, each time of another.
+        while not (begun := unfinished(cut)) or len(list(cut.glob("cells/*"))) <= 2 * kill:
+            assert process.poll() is None, "the tables were complete before they could be killed"
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert begun
+    subprocess.run([*given, *arguments(figures_root, cut, "1")], check=True, cwd=ROOT,
+                   capture_output=True)
     assert results(cut) == results(whole) and len(results(whole)) == 14
+
+
+def unfinished(out: Path) -> list[str]:
+    """The cells that have begun and have no result."""
+    return [path.name for path in out.glob("cells/*") if not (path / "result.json").exists()]
 
 
 def test_a_budget_becomes_updates():
