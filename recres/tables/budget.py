@@ -22,9 +22,10 @@ from tensorlite import Tensor, cross_entropy, optim, precision
 from tensorlite.device import to_device
 
 SEQUENCE_FRAMES = 16  # of a video, where whole videos go through a model of features
-# What comes beside the measured work: reading and augmenting, and, for each run, its folder, the
-# pictures and what is checked (2 cores; without sharing the decoded frames it would be 5 s more).
-MARGIN, EACH_RUN = 1.1, 2.0
+# What comes beside the measured work: augmenting and logging, and, for each run, its folder, the
+# pictures and what is checked. Of ten cells on the figures (2 cores), runs took 1.1 to 1.3 times
+# what their updates and evaluations were measured to take.
+MARGIN, EACH_RUN = 1.25, 2.0
 
 
 class Cost(NamedTuple):
@@ -114,8 +115,8 @@ def encoding_rate(config: Config, classes: int) -> float:
 
 
 def reading_time(videos: Videos, tried: int = 3) -> float:
-    """Seconds to make what the network sees of all videos, once; tested ones in both directions
-    where classes come in pairs."""
+    """Seconds to make what the network sees of all videos, once, which one thread does; tested ones
+    in both directions where classes come in pairs."""
     source, places = videos.source, list(videos.counts)
     some = places[:: max(1, len(places) // tried)][:tried]
     began = time.perf_counter()
@@ -123,7 +124,7 @@ def reading_time(videos: Videos, tried: int = 3) -> float:
         source.frames(place)
     each = (time.perf_counter() - began) / len(some)
     twice = len(videos.sides["test"]) if videos.split.pairs else 0
-    return each * (len(places) + twice) / videos.config.threads
+    return each * (len(places) + twice)
 
 
 def updates_within(budget: float, costs: Sequence[Cost], runs: int, fixed: float) -> int | None:

@@ -21,6 +21,7 @@ from recres.statistics import mean_and_deviation, mean_interval, paired_differen
 
 PAPER_DATA, PAPER_CLASSES = "ucf101", 101
 LEVEL = 0.95
+ROUNDING = 1e-12  # what is nearer to zero than this is zero
 
 _GROUP = re.compile(r"(v_.*)_(g\d+)_c\d+")
 
@@ -219,8 +220,8 @@ def compare(entry: Entry, base: Entry, data: str = PAPER_DATA) -> dict[str, Any]
         raise InputError(f"no interval: {error}") from None
     by_seed = mean_interval(shared, LEVEL) if shared else None
     intervals = [videos[1:], clusters[1:], *([by_seed] if by_seed else [])]
-    verdict = ("higher" if all(low > 0 for low, _ in intervals) else
-               "lower" if all(high < 0 for _, high in intervals) else "not detectable")
+    verdict = ("higher" if all(low > ROUNDING for low, _ in intervals) else
+               "lower" if all(high < -ROUNDING for _, high in intervals) else "not detectable")
     return {"mean": videos.mean, "level": LEVEL,
             "videos": [videos.low, videos.high], "groups": [clusters.low, clusters.high],
             "seeds": list(by_seed) if by_seed else None,
