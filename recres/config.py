@@ -291,6 +291,7 @@ def _fit_to_model(full: dict[str, Any], values: Mapping[str, Any]) -> None:
         return
     if full["context"] == 1:
         without(["skip"], "a chunk of one frame (--context 1) has no temporal skip", "none")
+        without(["readout"], "a chunk of one frame (--context 1) is read out from it", "last")
     if full["skip"] == "none":
         without(["position"], "--skip none has no temporal skip")
     elif full["truncate"] != "none" and "position" not in values:

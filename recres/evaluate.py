@@ -20,6 +20,7 @@ from recres.config import Config
 from recres.datasets import ucf101
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
+from recres.feature_store import FeatureStore
 from recres.loader import FrameLoader, Loader, Videos
 from recres.runs import Run, write_json
 from recres.scores import write_scores
@@ -66,10 +67,12 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise InputError(f"{path}: {reason}; --force evaluates it all the same")
     if reason is not None:
         commands.say(f"forced    {reason}")
-    loader = _open_loader(options, videos, convention, run, args.side)
+    loader, store = _open_loader(options, videos, convention, run, args.side)
     with commands.bar(f"evaluating {args.side}", "chunk",
                       chunks_to_assess(videos, args.side)) as shown, using(options.precision):
         errors, scores = assess(model, loader, videos, args.side, shown.update)
+    if store is not None and options.store is None:
+        store.remove()
     # Never under the name of the run's own, honest evaluation.
     name = args.side + (f"-split{options.split}" if options.split != run.config.split else "")
     name += "-forced" if reason is not None else ""
@@ -85,18 +88,19 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _open_loader(options: Config, videos: Videos, convention: str, run: Run,
-                 side: str) -> Loader:
-    """Frames for the whole network; for a model of features, these from its backbone."""
+                 side: str) -> tuple[Loader, FeatureStore | None]:
+    """Frames for the whole network; for a model of features, these from its backbone, and where
+    they are kept."""
     frames = FrameLoader(videos.source, options, convention)
     if not options.features:
-        return frames
+        return frames, None
     network = build.build_network(options, len(videos.split.classes))
     start = build.load_weights(network, options, log=str)
     network.to(options.device)
     store = build.open_store(options, network, videos, run.path, start, (side,))
     assert store is not None
     build.make_features(store, network, frames)
-    return build.open_loader(options, store, frames)
+    return build.open_loader(options, store, frames), store
 
 
 def _trained_on(path: Path) -> tuple[Config | None, dict[str, Any] | None]:

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from recres import checkpoint, config, evaluate
+from recres import checkpoint, config, evaluate, train
 from recres.datasets import figures
 from recres.loader import Videos
 from recres.runs import Run, read_json
@@ -127,3 +127,16 @@ def test_held_out_is_held_out_by_the_same_options_only(trained, change, reason):
     other = config.Config.from_json(run.config.to_json() | change, "here")
     found = evaluate.why_not(other, videos, "holdout")
     assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
+def test_a_model_of_features_is_evaluated_as_it_was_tested(tiny, trained, tmp_path):
+    """From features that are made again, and not kept."""
+    out = tmp_path / "run"
+    given = [*tiny, "--weights", str(trained / "best.safetensors"), "--features", "block3",
+             "--model", "gru", "--z-norm"]
+    assert train.main(["--out", str(out), *given]) == 0
+    assert evaluate.main([str(out)]) == 0
+    first, second = (json.loads((out / name).read_text())
+                     for name in ("result.json", "evaluation-test.json"))
+    assert second["video_error"] == first["video_error"] and second["loss"] == first["loss"]
+    assert not (out / "features").exists()

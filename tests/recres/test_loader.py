@@ -155,7 +155,7 @@ def test_chunks_per_video_are_of_the_training_side_alone_and_spread(figures_root
 
 def test_on_features_a_video_is_one_chunk(figures_root):
     split = figures.read(figures_root)
-    chosen = options(figures_root, features="block2", model="gru", chunks_per_video=1)
+    chosen = options(figures_root, features="block2", model="gru")
     videos = Videos(split, chosen)
     numbers = []
     for side, places in videos.sides.items():
