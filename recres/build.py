@@ -13,10 +13,10 @@ from recres.commands import bar, say
 from recres.config import Config
 from recres.datasets import Split, figures, ucf101
 from recres.errors import InputError
-from recres.feature_store import FeatureStore, create_all, encoder, feature_shape, made_by
+from recres.feature_store import FeatureStore, Kind, create_all, encoder, feature_shape, made_by
 from recres.loader import SIDES, FrameLoader, Loader, Videos
 from recres.models import STAGES, VideoResNet, average_pooling, recurrent_resnet
-from recres.models.resnet import BasicBlock, Bottleneck, stage_number
+from recres.models.resnet import BasicBlock, Bottleneck, parts_up_to, stage_number
 from recres.models.sequence import SequenceModel
 from recres.models.weights import load_pretrained
 from recres.random import generator
@@ -129,7 +129,7 @@ def load_weights(model: VideoResNet, config: Config,
 def refuse_untrained(config: Config, start: Mapping[str, Any], stage: str, flag: str) -> None:
     """InputError where --weights do not reach as far as the features after `stage`, which `flag`
     asks for. start: as from `load_weights`."""
-    used = {"conv1", "norm1", *STAGES[1 : stage_number(stage) + 1]}
+    used = parts_up_to(stage)
     for name in start["weights"]["initialised"] if start["weights"] else ():
         if name.partition(".")[0] in used:
             raise InputError(f"{flag} {stage}: {config.weights} has no {name}")
@@ -162,11 +162,17 @@ def open_store(config: Config, network: VideoResNet, videos: Videos, folder: Pat
     stage = frozen_stage(config, network)
     if stage is None:
         return None
+    return store_of(Kind(stage, bool(config.features)), config, network, videos,
+                    Path(config.store) if config.store else folder / "features", start, sides)
+
+
+def store_of(kind: Kind, config: Config, network: VideoResNet, videos: Videos, folder: Path,
+             start: Mapping[str, Any], sides: Sequence[str] = SIDES) -> FeatureStore:
+    """The store of these features of `network` among those in `folder`."""
     source = start["weights"]["source"] if start["weights"] else None
-    made = made_by(network, stage, bool(config.features), config, start["input"], source)
-    shape = feature_shape(network, stage, config.image_size)
-    return FeatureStore(Path(config.store) if config.store else folder / "features", made,
-                        shape[-1:] if config.features else shape, videos, config, sides)
+    made = made_by(network, kind.stage, kind.pooled, config, start["input"], source)
+    shape = feature_shape(network, kind.stage, config.image_size)
+    return FeatureStore(folder, made, shape[-1:] if kind.pooled else shape, videos, config, sides)
 
 
 def make_features(store: FeatureStore, network: VideoResNet, frames: FrameLoader,

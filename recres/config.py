@@ -27,6 +27,7 @@ from recres.models import (
     TRUNCATIONS,
     VERSIONS,
 )
+from recres.video.source import INPUTS
 from tensorlite.device import parse_device, require_cuda
 from tensorlite.precision import PRECISIONS
 
@@ -34,7 +35,6 @@ DATA_SETS = ("figures", "ucf101")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOST_THREADS = 4096  # more than machines have cores; many more could not be started
 MODELS = ("rrn", "avgpool", "gru", "lstm")
-INPUTS = ("frames", "flow", "dynamic")
 SAMPLINGS = ("chunks", "segments")
 # What means nothing to the other models.
 RECURRENT_ONLY = ("skip", "position", "readout", "recurrent_gradient")

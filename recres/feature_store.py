@@ -44,7 +44,7 @@ from recres.errors import InputError
 from recres.evaluation import in_full
 from recres.loader import SIDES, Chunk, FrameLoader, Videos
 from recres.models import STAGES, VideoResNet
-from recres.models.resnet import stage_number
+from recres.models.resnet import parts_up_to, stage_number
 from recres.random import generator
 from recres.runs import read_json, write_json
 from recres.video.prefetch import Prefetcher
@@ -125,7 +125,7 @@ def made_by(model: VideoResNet, stage: str, pooled: bool, config: Config, conven
 
 def fingerprint(model: VideoResNet, stage: str) -> str:
     """sha256 of the parameters and buffers of the stem to `stage`, with their names and shapes."""
-    used = {"conv1", "norm1", *STAGES[1 : stage_number(stage) + 1]}
+    used = parts_up_to(stage)
     digest = hashlib.sha256()
     for name, array in sorted(model.state_dict().items()):
         if name.partition(".")[0] in used:

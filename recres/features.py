@@ -11,26 +11,22 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from recres import build, commands, config
 from recres.commands import Interrupts, bar, say
 from recres.config import Config
 from recres.errors import InputError
 from recres.feature_store import (
-    FeatureStore,
     Kind,
     StoreFiles,
     check_room,
     create_all,
     encoder,
-    feature_shape,
     free_bytes,
-    made_by,
     missing,
 )
 from recres.loader import FrameLoader, Videos
-from recres.models import STAGES, VideoResNet
+from recres.models import STAGES
 from recres.models.resnet import stage_number
 from recres.runs import read_json, write_json
 from tensorlite.precision import using
@@ -103,7 +99,7 @@ def _make(out: Path, options: Config, kinds: Sequence[Kind]) -> int:
     start = build.load_weights(model, options)
     build.refuse_untrained(options, start, kinds[-1].stage, "--stages")
     model.to(options.device)
-    stores = _open_stores(out, options, model, start, videos, kinds)
+    stores = [build.store_of(kind, options, model, videos, out, start) for kind in kinds]
 
     total = sum(videos.counts[place] for place in videos.counts)
     say(f"data      {videos.split.name}: {len(videos.counts)} videos, {total} sampled frames, one "
@@ -134,17 +130,6 @@ def _make(out: Path, options: Config, kinds: Sequence[Kind]) -> int:
     return 0
 
 
-def _open_stores(out: Path, options: Config, model: VideoResNet, start: dict[str, Any],
-                 videos: Videos, kinds: Sequence[Kind]) -> list[FeatureStore]:
-    source = start["weights"]["source"] if start["weights"] else None
-    stores = []
-    for stage, pooled in kinds:
-        shape = feature_shape(model, stage, options.image_size)
-        made = made_by(model, stage, pooled, options, start["input"], source)
-        stores.append(FeatureStore(out, made, shape[-1:] if pooled else shape, videos, options))
-    return stores
-
-
 def _open_videos(options: Config, path: Path) -> Videos:
     """The videos of the data set; `path` remembers how many frames were sampled of each, since
     counting decodes them all. It counts only for the same way of sampling and the same files."""
@@ -159,8 +144,7 @@ def _open_videos(options: Config, path: Path) -> Videos:
     if (all(name in found and known["sizes"][name] == size for name, size in sizes.items())
             and (options.skip_bad or not bad)):
         return Videos(split, options, found)
-    with bar("reading videos", "video", len(sizes)) as shown:
-        videos = Videos(split, options, progress=lambda done, _: shown.update(done - shown.n))
+    videos = build.scan_videos(options)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"sampling": sampling, "sizes": sizes, "found": videos.found})
     return videos

@@ -227,6 +227,11 @@ class VideoResNet(ResNet):
         return self.stages[len(done) :]
 
 
+def parts_up_to(stop: str) -> set[str]:
+    """The parts of a network from its input to the stage `stop`, as names of parameters begin."""
+    return {"conv1", "norm1", *STAGES[1 : stage_number(stop) + 1]}
+
+
 def stage_number(name: str) -> int:
     """The place of a stage in `STAGES`; ValueError if it is none."""
     if name not in STAGES:

@@ -42,10 +42,9 @@ from tensorlite.io import FormatError
 CELL_DEFAULTS = {"holdout": 0.0, "schedule": "cosine"}
 # Options that are not of every cell: models on features (which the paper updates more often, too),
 # flow, dynamic images, segments.
-NOT_OF_FEATURES = ("freeze", "truncate", "update_fraction", "colour_jitter", "chunks_per_video",
-                   "flow_length")
+NOT_OF_FEATURES = ("freeze", "truncate", "update_fraction", "colour_jitter", "chunks_per_video")
 NOT_OF_FLOW = ("colour_jitter", "mirror")
-NOT_OF_DYNAMIC = ("mirror", "chunks_per_video", "flow_length")
+NOT_OF_DYNAMIC = ("mirror", "chunks_per_video")
 BACKBONE = "none-frames"  # what is trained on single frames
 # Options that say where and with what a run computes, in which going on with it may differ.
 PLACES = ("threads", "device", "store", "weights", "root")

@@ -102,9 +102,9 @@ def test_counts_are_only_for_the_same_sampling_and_files(made, network, tmp_path
     arguments = ["--out", folder, *network, "--weights", made.weights, "--stages", "block1"]
     scanned, scan = [], features.Videos.__init__
 
-    def counts(self, split, options, found=None, progress=None):
+    def counts(self, split, options, found=None, progress=None, source=None):
         scanned.append(found is None)
-        scan(self, split, options, found, progress)
+        scan(self, split, options, found, progress, source)
 
     monkeypatch.setattr(features.Videos, "__init__", counts)
     assert call(capsys, *arguments)[0] == 0
