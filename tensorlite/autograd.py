@@ -82,6 +82,7 @@ class Node:
                                        f"{grads[i].shape} for an input of shape {tensor.shape}")
                 # (NumPy makes scalars of results without axes.)
                 grads[i] = array_module(tensor.data).asarray(grads[i], dtype=tensor.dtype)
+        state.tell("backward", self, grad, grads)
         return tuple(grads)
 
     def holds(self, array: Array) -> bool:
@@ -101,10 +102,10 @@ class Function:
     ``backward(ctx, grad) -> array``, or a tuple of one for each input, None where there is none.
 
     Neither writes to its arguments; backward returns new arrays, `grad`, or views of `grad`.
-    ``apply(*tensors, **options)`` runs forward and records it.
-    """
+    ``apply(*tensors, **options)`` runs forward and records it."""
 
     name: str
+    roles: tuple[str | None, ...] = ()  # of a sum's inputs, where they play different parts
     forward: Callable[..., Array]
     backward: Callable[[Node, Array], Any]
 
@@ -123,8 +124,7 @@ class Function:
                                     **options))
         if node.recording:
             output.node, output.requires_grad = node, True
-        for observer in state.observers:
-            observer.forward(node, output)
+        state.tell("forward", node, output)
         return output
 
 
@@ -169,8 +169,9 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False,
             if uses[tensor] == 0:
                 sums.deposit(tensor)
 
-    sums = _Sums(in_place and not state.observers)
-    arrive(root, _seed(root, grad), fresh=False)
+    sums, seed = _Sums(in_place and not state.observers), _seed(root, grad)
+    state.tell("start", root, seed, nodes)
+    arrive(root, seed, fresh=False)
     for node in nodes:
         incoming = sums.take(node)
         outgoing = (None,) * len(node.inputs) if incoming is None else node.backward(incoming)
@@ -208,8 +209,7 @@ class _Sums:
         self._sums[target] = after
         if fresh and self._in_place:
             self._owned.add(target)
-        for observer in state.observers:
-            observer.accumulate(target, before, piece, after)
+        state.tell("accumulate", target, before, piece, after)
 
     def take(self, target: Node | Tensor) -> Array | None:
         """The sum at `target`, after its hooks; None if nothing arrived."""
@@ -226,14 +226,15 @@ class _Sums:
 
     def deposit(self, leaf: Tensor) -> None:
         """Add the sum at `leaf` to its ``.grad``."""
-        grad = self.take(leaf)
+        grad, before = self.take(leaf), leaf.grad
         if grad is None:
             return
-        if leaf.grad is not None:
-            grad = leaf.grad + grad
+        if before is not None:
+            grad = before + grad
         elif leaf not in self._owned:
             grad = grad.copy()
         leaf.grad = array_module(leaf.data).asarray(grad)
+        state.tell("deposit", leaf, before)
 
 
 def _reachable(root: Tensor) -> list[Node]:

@@ -73,6 +73,12 @@ class Operators:
     def __bool__(self: Any) -> bool:
         return bool(self.item())
 
+    def _repr_html_(self: Any) -> str:
+        """What a notebook shows."""
+        from .trace.notebook import tensor_html  # (which no one else needs)
+
+        return tensor_html(self)
+
     def to(self: Any, device: str) -> Tensor:
         """This tensor when it is on `device`, otherwise a differentiable copy there."""
         return self if parse_device(device) == self.device else tl.ops.to_device(self, device)

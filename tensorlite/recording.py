@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .device import Array
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .autograd import Node
     from .tensor import Tensor
 
@@ -24,16 +26,31 @@ class Observer:
     def forward(self, node: Node, output: Tensor) -> None:
         """An op has been applied, recorded or not (``node.recording``)."""
 
+    def start(self, root: Tensor, grad: Array, nodes: Sequence[Node]) -> None:
+        """A backward walk begins at `root` with the gradient `grad`; it will pass `nodes` in this
+        order, none of which has let go of anything yet."""
+
+    def backward(self, node: Node, grad: Array, outgoing: Sequence[Array | None]) -> None:
+        """The walk is at `node`: `grad` came in, `outgoing` is about to be added to its inputs."""
+
     def accumulate(self, target: Node | Tensor, before: Array | None, grad: Array,
                    after: Array) -> None:
         """`grad` has reached `target`, the node that made an intermediate result or a leaf tensor:
         `before` is the sum of what had arrived earlier (None at first), `after` the sum now."""
+
+    def deposit(self, leaf: Tensor, before: Array | None) -> None:
+        """The sum at `leaf` is complete and part of ``leaf.grad``, which was `before`."""
 
 
 class _State(threading.local):
     recording = True
     fused = True
     observers: tuple[Observer, ...] = ()
+
+    def tell(self, event: str, *what: Any) -> None:
+        """Call the method `event` of all who look on."""
+        for observer in self.observers:
+            getattr(observer, event)(*what)
 
 
 state = _State()  # each thread has its own

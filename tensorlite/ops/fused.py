@@ -24,6 +24,7 @@ from ..tensor import Tensor
 from .arguments import one_dtype
 from .casting import as_dtype, for_products
 from .convolution import conv2d, convolution_geometry
+from .elementwise import Add
 from .elementwise import relu as relu_op
 from .normalisation import batch_norm, check_norm
 from .recurrence import temporal_skip
@@ -254,7 +255,7 @@ class BlockJoin(Function):
     grad (y > 0) goes to each of them, a frame earlier to `before`.
     """
 
-    name = "block_join"
+    name, roles = "block_join", ("residual branch", "spatial skip", "temporal skip")
 
     @staticmethod
     def forward(ctx: Node, *arrays: Array, norms: tuple[Norm | None, ...],
@@ -326,14 +327,26 @@ def _for_products(x: Activation) -> Activation:
     return for_products(x) if isinstance(x, Tensor) else x
 
 
+class _Join(Add):
+    """residual + skip."""
+
+    name, roles = "add", ("residual branch", "spatial skip")
+
+
+class _JoinBefore(Add):
+    """y + before, where the first frame of each chunk has been left out."""
+
+    name, roles = "add", (None, "temporal skip")
+
+
 def _simple_join(residual: Tensor, skip: Tensor, before: Tensor | None, frames: int,
                  left_out: int) -> Tensor:
     if skip.shape != residual.shape:
         chunks = skip.reshape(-1, frames, *skip.shape[1:])
         skip = chunks[:, left_out:].reshape(residual.shape)
-    y = residual + skip
+    y = _Join.apply(residual, skip)
     if before is None:
         return relu_op(y)
     if left_out and before.shape == y.shape:
-        return relu_op(y + before)
+        return relu_op(_JoinBefore.apply(y, before))
     return relu_op(temporal_skip(y, before, frames))

@@ -17,7 +17,7 @@ from .casting import as_dtype, for_products
 class TemporalSkip(Function):
     """out_t = y_t + x_{t-1} within each chunk, x_0 = 0; so dy_t = grad_t and dx_t = grad_{t+1}."""
 
-    name = "temporal_skip"
+    name, roles = "temporal_skip", (None, "temporal skip")
 
     @staticmethod
     def forward(ctx: Node, y: Array, x: Array, *, frames: int) -> Array:
