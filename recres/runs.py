@@ -11,6 +11,7 @@
                             --store)
     scores.npz              posteriors of the test videos
     curves.png, confusion.png
+    report.html, flow.html  where recres.report and recres.flow were asked for them
     result.json             written last: a run that has one is complete
 """
 
