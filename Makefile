@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 # The CPU build of PyTorch that parity tests compare with; tests skip without it.
 TORCH  ?= torch==2.13.0
 
-.PHONY: train tables test test-long bench lint lines clean
+.PHONY: train tables lessons test test-long bench lint lines clean
 
 train: $(VENV)/run.stamp
 	$(BIN)/python -m recres.train $(ARGS)
@@ -15,6 +15,10 @@ train: $(VENV)/run.stamp
 # The paper's tables, e.g. make tables ARGS="all --budget 15m".
 tables: $(VENV)/run.stamp
 	$(BIN)/python -m recres.tables $(ARGS)
+
+# The pages of the lessons on the gradient flow, in docs/lessons/pages.
+lessons: $(VENV)/run.stamp
+	$(BIN)/python docs/lessons/make_pages.py $(ARGS)
 
 test: $(VENV)/test.stamp lint
 	$(BIN)/python -m pytest $(ARGS)
