@@ -65,7 +65,23 @@ class Operators:
     __radd__, __rmul__ = __add__, __mul__
 
     def __array__(self: Any, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False and self.device != "cpu":
+            raise ValueError(f"copy: False, but a tensor on {self.device} must be copied for NumPy")
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    # For np.from_dlpack, torch.from_dlpack and cupy.from_dlpack: the memory as it lies, on either
+    # device; how it came about is not handed on. A write to it from outside is a write in place.
+
+    def __dlpack__(self: Any, **options: Any) -> Any:
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self: Any) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self: Any) -> dict[str, Any]:
+        """The same for cupy.asarray and torch.as_tensor; AttributeError on the CPU."""
+        return self.data.__cuda_array_interface__
 
     def __float__(self: Any) -> float:
         return float(self.item())

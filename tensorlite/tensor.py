@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from .device import Array, device_of, to_device
+from .exchange import as_array
 from .operators import Operators
 
 
 class Tensor(Operators):
     """An n-dimensional array that can be differentiated through.
 
-    data: array, nested list or number. NumPy and CuPy arrays keep their dtype and are not copied;
-        Python numbers and lists of floats become float32.
+    data: array, nested list or number. Arrays keep their dtype and are not copied, neither NumPy's
+        and CuPy's nor those that come by DLPack, such as PyTorch's detached tensors; Python
+        numbers and lists of floats become float32.
     requires_grad: whether ``backward`` leaves d(loss)/d(this) in ``.grad``: an array of the shape
         and dtype of ``.data``, added to what is there.
     device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``; by default where `data` is.
@@ -32,12 +34,7 @@ class Tensor(Operators):
                  dtype: Any = None) -> None:
         if isinstance(data, Tensor):
             data = data.data
-        if not hasattr(data, "dtype"):
-            data = np.asarray(data)
-            if data.dtype == np.float64 and dtype is None:
-                data = data.astype(np.float32)
-        if isinstance(data, np.generic):
-            data = np.asarray(data)
+        data = as_array(data, keep_double=dtype is not None)
         if not hasattr(data, "ndim") or getattr(data.dtype, "kind", "?") not in "biuf":
             raise TypeError(f"data: expected an array of numbers, got {type(data).__name__} "
                             f"of dtype {getattr(data, 'dtype', None)}")

@@ -35,13 +35,13 @@ import numpy as np
 from recres.errors import InputError
 from tensorlite import io, nn
 
-from .resnet import ResNet
+from .resnet import VERSIONS, ResNet
 
 # The deviation of ImageNet's pixels, 0.226 (the mean over torchvision's three) of 255: of the input
 # of "caffe" weights, where that of "torch" weights is one.
 GREY_LEVELS = 0.226 * 255
 
-_UNIT = r"(?:{0}1|block[1-4]\.\d+\.(?:{0}[1-3]|(?:shortcut|temporal)\.{0}))"
+_UNIT = r"(?:{0}1|block[1-4]\.[0-9]{{1,4}}\.(?:{0}[1-3]|(?:shortcut|temporal)\.{0}))"
 _STATISTICS = ("gamma", "beta", "running_mean", "running_var")
 _CONV = re.compile(_UNIT.format("conv") + r"\.weight")
 _NORM = re.compile(rf"({_UNIT.format('norm')})\.({'|'.join(_STATISTICS)})")
@@ -57,8 +57,8 @@ _TORCH_TO_OURS = (
 )
 _KERAS_STEM = {"conv1", "conv1_conv", "conv1_bn", "bn_conv1"}
 _KERAS_CLASSIFIER = {"fc", "fc1000", "probs", "predictions"}
-_KERAS_LAYER = re.compile(r"conv([2-5])_block(\d+)_([0-3])(?:_conv|_bn)?")
-_CAFFE_LAYER = re.compile(r"(?:res|bn)([2-5])([a-z])(\d*)_branch(1|2[a-c])")
+_KERAS_LAYER = re.compile(r"conv([2-5])_block(\d{1,4})_([0-3])(?:_conv|_bn)?", re.ASCII)
+_CAFFE_LAYER = re.compile(r"(?:res|bn)([2-5])([a-z])(\d{0,4})_branch(1|2[a-c])", re.ASCII)
 _KERAS_LEAVES = {
     **dict.fromkeys(("weight", "kernel", "W"), "weight"),
     **dict.fromkeys(("bias", "b"), "bias"),
@@ -202,7 +202,7 @@ def _recognise(
                 contents.unused.append(name)
         return contents
     if any(re.match(r"layer[1-4]\.\d|bn1\.", name) for name in arrays):
-        return _from_torch(arrays)
+        return _from_torch(arrays, metadata)
     if any(_keras_unit(name.rpartition("/")[0]) for name in arrays):
         return _from_keras(arrays)
     some = ", ".join(sorted(arrays)[:3]) or "no array at all"
@@ -213,8 +213,11 @@ def _is_ours(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in (_CONV, _NORM, _FC))
 
 
-def _from_torch(arrays: dict[str, np.ndarray]) -> _Contents:
-    contents = _Contents("torchvision/timm", "v1.5", "torch", 1e-5)
+def _from_torch(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> _Contents:
+    # What `recres.export` writes under these names may be v1, and then says so.
+    version, convention = metadata.get("version"), metadata.get("input_convention")
+    contents = _Contents("torchvision/timm", version if version in VERSIONS else "v1.5",
+                         convention if convention in ("torch", "caffe") else "torch", 1e-5)
     for name, array in arrays.items():
         ours = name
         for pattern, replacement in _TORCH_TO_OURS:
@@ -251,7 +254,9 @@ def _from_keras(arrays: dict[str, np.ndarray]) -> _Contents:
     for unit, bias in biases.items():
         mean = f"{unit.replace('conv', 'norm')}.running_mean"
         if mean in contents.arrays and contents.arrays[mean].shape == bias.shape:
-            contents.arrays[mean] = contents.arrays[mean] - bias
+            with np.errstate(invalid="ignore", over="ignore"):  # `_values` will refuse these
+                kind = np.result_type(contents.arrays[mean], bias, np.float32)
+                contents.arrays[mean] = np.subtract(contents.arrays[mean], bias, dtype=kind)
         elif f"{unit}.weight" in contents.arrays:
             raise InputError(f"the bias of {unit} has no norm of its length to go into")
     return contents
@@ -358,7 +363,8 @@ def _match_eps(contents: _Contents, model: ResNet) -> None:
         if name.endswith(".running_var"):
             norm = modules[name.removesuffix(".running_var")]
             assert isinstance(norm, nn.BatchNorm2d)
-            contents.arrays[name] = array + array.dtype.type(contents.eps - norm.eps)
+            with np.errstate(over="ignore"):  # `_values` will refuse that
+                contents.arrays[name] = array + array.dtype.type(contents.eps - norm.eps)
 
 
 def _values(contents: _Contents, name: str, like: np.ndarray) -> np.ndarray:
