@@ -20,7 +20,7 @@ def centre_backward(g):
 
 
 def hunt():
-    """Something is wrong with the engine: python docs/lessons/hunt.py 3 runs the lesson on it.
+    """Something is wrong with the engine: python docs/lessons/hunt.py 3 runs a program on it.
 
     Return the name of the op at which backward and differences first part, and the bug's.
     """

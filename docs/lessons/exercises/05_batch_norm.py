@@ -27,7 +27,7 @@ def cotangents():
 
 
 def hunt():
-    """Something is wrong with the engine: python docs/lessons/hunt.py 5 runs the lesson on it.
+    """Something is wrong with the engine: python docs/lessons/hunt.py 5 runs a program on it.
 
     Return the name of the op at which backward and differences first part, and the bug's.
     """

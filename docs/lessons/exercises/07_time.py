@@ -21,7 +21,7 @@ def input_gradient(W, W_s, e):
 
 
 def hunt():
-    """Something is wrong with the engine: python docs/lessons/hunt.py 7 runs the lesson on it.
+    """Something is wrong with the engine: python docs/lessons/hunt.py 7 runs a program on it.
 
     Return the name of the op at which backward and differences first part, and the bug's.
     """

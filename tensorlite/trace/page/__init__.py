@@ -16,8 +16,8 @@ from ..tape import Tape
 
 STYLES = ("page.css", "graph.css")
 SCRIPTS = ("vendor/dagre.min.js", "vendor/cytoscape.min.js", "store.js", "views.js", "layout.js",
-           "graph.js", "outline.js", "check.js", "step.js", "arrays.js", "grid.js",
-           "ledger.js", "controls.js")
+           "labels.js", "look.js", "graph.js", "outline.js", "check.js", "step.js", "arrays.js",
+           "grid.js", "ledger.js", "controls.js")
 
 
 def html(tape: Tape) -> str:

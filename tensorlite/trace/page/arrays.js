@@ -22,7 +22,7 @@
       const about = [tensor.kind, v.shape(tensor.shape), tensor.dtype, v.frameWords(tensor.frames)];
       body.replaceChildren(...[
         op !== null && neighbours(op, t),
-        h("h2", null, tensor.name), how(about.filter(Boolean).join(" · ")),
+        h("h2", null, v.nameOf(t)), how(about.filter(Boolean).join(" · ")),
         section("Value", at.valueKnown(t) ? v.array(tensor.value, { weights, natural: true })
           : v.notYet("not computed yet: forward has not come here")),
         section(`Gradient, d(loss)/d(${tensor.name}), at this step`, gradientView(t, at, weights)),
@@ -53,7 +53,7 @@
     const op = ops[number];
     const chip = (slot, other) => h("button", { type: "button", class: "chip",
       "data-select": `tensor:${other}`, "aria-pressed": String(other === t) },
-    h("code", null, slot), ` ${tensors[other].name}`);
+    h("code", null, slot), ` ${v.nameOf(other)}`);
     return h("nav", { class: "chips", "aria-label": "Tensors of the op" },
       h("span", { class: "how" }, `${op.op}:`),
       op.inputs.map((input, i) => input !== null && chip(op.slots[i], input)),

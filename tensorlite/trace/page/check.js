@@ -42,10 +42,16 @@
       return how("Recorded without finite differences; ",
         h("code", null, "trace.record(check=True)"), " computes them beside every gradient.");
     }
+    const checks = [...single.map((piece) => piece.check), ...whole.map((t) => tensors[t].numeric)];
+    const some = checks.filter((check) => !finite(check)).length;
     return box("fine", "✓ Analytic and numeric agree: ",
       `${single.length} gradients of single ops`,
-      whole.length > 0 && ` and ${whole.length} of the whole program`, ".");
+      whole.length > 0 && ` and ${whole.length} of the whole program`,
+      some > 0 && `, where they are finite; ${some} have elements that are not`, ".");
   }
+
+  /* Whether every number compared is one. */
+  const finite = ({ analytic, numeric }) => ![...analytic, ...numeric].includes(null);
 
   /* Every place where something is wrong, in the order of the walk. */
   function failures() {
@@ -104,5 +110,5 @@
         v.table(["element", "analytic", "numeric", "difference", ""], rows)));
   }
 
-  Flow.check = { verdict, compared };
+  Flow.check = { verdict, compared, finite };
 })();

@@ -28,6 +28,7 @@
     }
     byId("play").setAttribute("aria-pressed", String(on));
     byId("play").lastElementChild.textContent = on ? "Pause" : "Play";
+    if (!on) announce(); // what was not said while it played
   }
   const toggle = () => play(player === null);
 
@@ -53,11 +54,14 @@
     const at = (step) => `--at:${count ? (step + 1) / count : 0}`;
     const bad = new Set(Flow.failures.map((failure) => failure.step));
     const mark = (kind) => (step) => h("i", { class: `mark ${kind}`, style: at(step) });
-    const phase = (step) => h("span", { class: `phase ${kindAt(step)}`, style: at(step - 1) },
-      kindAt(step));
     const steps = tape.events.map((_, step) => step);
+    const turns = steps.filter((step) => step === 0 || kindAt(step) !== kindAt(step - 1));
+    // A phase is as long as it lasts; one too short for its name goes without.
+    const phase = (step, i) => h("span", { class: `phase ${kindAt(step)}`,
+      style: `${at(step - 1)};--long:${((turns[i + 1] ?? count) - step) / count}` },
+    h("span", null, kindAt(step)));
     byId("marks").append(
-      ...steps.filter((step) => step === 0 || kindAt(step) !== kindAt(step - 1)).map(phase),
+      ...turns.map(phase),
       ...meetings.filter((step) => !bad.has(step)).map(mark("meeting")),
       ...[...bad].map(mark("wrong")));
   }
@@ -73,12 +77,19 @@
     byId("where").replaceChildren(h("b", null, place), ": ", h("span", { class: kind }, words),
       met ? h("span", { class: "badge meeting" }, "⋈ paths meet") : "");
     byId("where").title = words;
-    byId("live").textContent = `Step ${place}: ${words}${met ? "; paths meet here" : ""}`;
+    if (player === null) announce();
     slider.value = step + 1;
     slider.setAttribute("aria-valuetext", `${place}: ${words}`);
     byId("first").disabled = byId("back").disabled = step < 0;
     byId("next").disabled = byId("last").disabled = step >= count - 1;
+    byId("play").disabled = !count;
     byId("meeting").disabled = nextMeeting() === undefined;
+  }
+
+  /* Tells a screen reader the step; not while playing, faster than can be heard. */
+  function announce() {
+    const met = meetings.includes(state.step) ? "; paths meet here" : "";
+    byId("live").textContent = `Step ${state.step + 1} of ${count}: ${Flow.describe(state.step)}${met}`;
   }
 
   // ---- panels ------------------------------------------------------------------------------
@@ -169,6 +180,12 @@
     ["1 … 5", "panels"], ["g", "to the graph, and on to the outline"],
     ["Enter", "open or close the selected module"],
     ["Escape", "select what is around it; then nothing"], ["?", "this help"]];
+  const THERE = [
+    ["↑ ↓ or w s", "in the graph: along an edge, towards the loss or the input"],
+    ["a d", "in the graph: to the frame before, to the one after"],
+    ["+ − 0", "in the graph: nearer, farther, the whole"],
+    ["↑ ↓ ← →", "in the outline: up and down, close and open; on a picture: its values; "
+      + "on the tabs: the next panel"]];
   const SIGNS = [
     ["⋈", "paths meet: their gradients add"],
     ["○ hatched", "gradient not computed yet; that is not zero"],
@@ -177,7 +194,8 @@
     ["∿ ↓ ↙", "residual branch, spatial skip, temporal skip"]];
   const list = (tag, rows) => h("dl", { class: "keys" }, rows.map(([key, what]) => (
     h("div", null, h("dt", null, h(tag, null, key)), h("dd", null, what)))));
-  byId("help-body").append(list("kbd", KEYS), h("h3", null, "Signs"), list("b", SIGNS),
+  byId("help-body").append(list("kbd", KEYS), h("h3", null, "Where the focus is"),
+    list("kbd", THERE), h("h3", null, "Signs"), list("b", SIGNS),
     h("p", null, "The address of the page holds the step and what is open and selected: ",
       "“Copy link” leads others to what you see."));
   const showHelp = () => byId("help").showModal();

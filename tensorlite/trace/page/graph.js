@@ -1,332 +1,31 @@
 /* The graph of the program: ops and modules in layers from bottom to top, frames from left to right.
 
-   Drawn by cytoscape where layout.js puts things. A step changes classes and labels alone; only
-   opening or closing a module lays out anew. */
+   Drawn by cytoscape where layout.js puts things, with the words of labels.js and the look of
+   look.js. A step changes classes and labels alone; only opening or closing a module lays out
+   anew. */
 (() => {
   "use strict";
   const Flow = window.Flow;
   const { tape, store } = Flow;
   const { tensors, ops, events } = tape;
   const { moduleOf, consumers } = Flow.layout;
+  const { shapeOf, nameOf, heading, outputsOf, meets, meetingHere, nodeAt, edgeAt, titleOf } = Flow.labels;
+  const { look, FONT } = Flow.look;
 
   const SMALL = 40; // programs of at most so many ops start with everything open
-  const LEGIBLE = 0.75; // the first view zooms out no further
-  const FONT = { name: 16, caption: 13, edge: 13 };
-  const WORDS = { temporal: ["temporal skip", "temporal"], spatial: ["spatial skip", "spatial"],
-    residual: ["residual branch", "residual"] };
+  const LEGIBLE = 0.75; // the zoom at which all can be read
+  const FAR = 0.6; // below it only names are shown, and larger
+  const WHOLE = 0.3; // the first view of a whole program zooms out no further
+
+  const LONG = 2000; // an edge from a parameter to an op that is farther off is not dashed
 
   let cy = null;
   let drawn = null; // what layout.js made, its nodes by id, and what each element shows at present
   let parts = {}; // the elements of the page around the canvas
   let clicked = null; // the node by which a module was just opened or closed
+  let far = false; // whether the view is from so far that only names are shown
 
-  // ---- numbers and words -----------------------------------------------------------------------
-
-  /* Three significant digits. */
-  function number(x) {
-    if (x === null || x === undefined) return "not finite";
-    if (x === 0) return "0";
-    const size = Math.abs(x);
-    const text = size >= 1e4 || size < 1e-3 ? x.toExponential(1).replace("e+", "e")
-      : String(Number(x.toPrecision(3)));
-    return text.replace(/-/g, "−");
-  }
-
-  /* The sizes of the gradients of several tensors: each for itself, as their norms do not add. */
-  const several = (sizes) => (sizes.length > 2 ? `of ${sizes.length} tensors`
-    : sizes.map(number).join(", "));
-
-  const single = (summary) => summary.values && summary.values.length === 1;
-
-  /* The norm of a gradient, or of one frame of it; of a single number the number itself. */
-  function size(summary, frame) {
-    if (single(summary)) return summary.values[0];
-    const norms = summary.frame_norms;
-    return frame !== null && norms && norms[frame] !== null && norms[frame] !== undefined
-      ? norms[frame] : summary.norm;
-  }
-
-  const shapeOf = (t) => (tensors[t].shape.length ? tensors[t].shape.join("×") : "scalar");
-
-  /* "block1.0" rather than "0". */
-  function moduleName(module) {
-    return /^\d+$/.test(module.name) && module.parent.path
-      ? `${moduleName(module.parent)}.${module.name}` : module.name;
-  }
-
-  function opName(i) {
-    const module = moduleOf[i];
-    if (module.single) return moduleName(module);
-    const { name } = tensors[ops[i].output];
-    return ops[i].module === null && !name.startsWith("%") ? `${variable(name)} = ${ops[i].op}`
-      : ops[i].op;
-  }
-
-  /* A variable's name without the number that tells its values apart ("h%8"). */
-  const variable = (name) => name.replace(/(?!^)%\d+$/, "");
-
-  /* A parameter without its module; of a number without a name the number. */
-  function shortName(t) {
-    if (isNumber(t)) return number(tensors[t].value.values[0]);
-    return variable(tensors[t].name).split(".").at(-1);
-  }
-
-  function isNumber(t) {
-    const { name, value } = tensors[t];
-    return name.startsWith("%") && value && single(value);
-  }
-
-  function nameOf(node) {
-    if (node.kind === "module") return `▸ ${moduleName(node.module)}`;
-    return node.kind === "op" ? opName(node.op) : shortName(node.tensor);
-  }
-
-  // ---- what is known of an element at a step ---------------------------------------------------
-
-  const pieces = ops.map(() => new Map()); // of each op by slot [{step, piece}]
-  const meets = new Set(); // tensors in which paths meet
-  let smallest = Infinity;
-  let largest = 0;
-  events.forEach((event, step) => event.pieces.forEach((piece) => {
-    const of = pieces[event.op];
-    if (!of.has(piece.slot)) of.set(piece.slot, []);
-    of.get(piece.slot).push({ step, piece });
-    if (piece.before) meets.add(piece.tensor);
-    for (const norm of [piece.grad.norm, ...(piece.grad.frame_norms || [])]) {
-      if (norm > 0) [smallest, largest] = [Math.min(smallest, norm), Math.max(largest, norm)];
-    }
-  }));
-
-  function pieceAt(wire, step) {
-    const all = pieces[wire.op].get(wire.slot) || [];
-    return all.findLast((p) => p.step <= step);
-  }
-
-  const differentiable = (wire) => ops[wire.op].recorded && tensors[wire.tensor].requires_grad;
-
-  /* The gradient of what leaves a node upwards: {status, text}; "none" if nothing has arrived. */
-  function gradientOf(node, step) {
-    const known = node.outputs.map((t) => Flow.at(step).gradient(t)).filter((g) => g.summary);
-    if (!known.length) return { status: "none", text: "" };
-    const whole = known.length === node.outputs.length && known.every((g) => g.status === "complete");
-    const text = several(known.map((g) => size(g.summary, node.frame)));
-    return { status: whole ? "complete" : "partial", text: `∇ ${text}${whole ? "" : " so far"}` };
-  }
-
-  /* The tensors by which a node's gradient is told: a module's are those used outside of it. */
-  function outputsOf(node) {
-    if (node.kind === "tensor" || node.kind === "parameter") return [node.tensor];
-    if (node.kind === "op") return [ops[node.op].output];
-    return Flow.layout.outputsOf(node.module, node.lane);
-  }
-
-  function currentOp(step) {
-    return step < 0 ? null : Flow.opAt(step);
-  }
-
-  /* The second line of a node. */
-  function captionOf(node, step, state) {
-    const gradient = gradientOf(node, step);
-    const words = [];
-    if (node.kind === "module") {
-      const current = currentOp(step);
-      if (node.ops.includes(current)) {
-        const inside = moduleOf[current].path.slice(node.module.path.length + 1);
-        const path = /^\d/.test(inside) ? `${moduleName(node.module)}.${inside}` : inside;
-        const words = moduleOf[current].single ? [path] : [path, ops[current].op];
-        return [state.backward ? "▼" : "▲", ...words].filter(Boolean).join(" ");
-      }
-      const of = node.ops.length;
-      const part = state.passed && state.passed < state.recorded ? state.recorded - state.passed
-        : state.done && state.done < of ? state.done : null;
-      words.push(part === null ? `${of} ${of === 1 ? "op" : "ops"}` : `${part} of ${of} ops`);
-    } else {
-      const t = node.kind === "op" ? ops[node.op].output : node.tensor;
-      const { value } = tensors[t];
-      if (node.kind === "op" && moduleOf[node.op].single) words.push(ops[node.op].op);
-      else if (node.kind === "tensor" && isNumber(t)) words.push(tensors[t].kind);
-      else if (value && single(value) && state.done) words.push(`= ${number(value.values[0])}`);
-      else words.push(shapeOf(t));
-    }
-    if (gradient.text) words.push(gradient.text);
-    return words.join(" · ");
-  }
-
-  /* How far the walk has come with a node: {done, passed: of its ops; recorded; backward: whether
-     the step is one of the backward walk; current}. */
-  function progress(node, step) {
-    const at = Flow.at(step);
-    const current = step >= 0 && (node.kind === "op" || node.kind === "module"
-      ? node.ops.includes(currentOp(step)) : events[step].tensor === node.tensor);
-    return {
-      done: node.ops.length ? node.ops.filter((i) => at.done(i)).length : 1,
-      passed: node.ops.filter((i) => at.passed(i)).length,
-      recorded: node.ops.filter((i) => ops[i].recorded).length,
-      backward: step >= 0 && events[step].kind !== "forward",
-      current,
-    };
-  }
-
-  function wrong(node, step) {
-    return Flow.failures.some(({ step: when }) => (
-      when <= step && node.ops.includes(events[when].op)));
-  }
-
-  /* The classes of a node at a step, and its second line. */
-  function nodeAt(node, step) {
-    const state = progress(node, step);
-    const classes = [];
-    const leaf = node.kind === "tensor" || node.kind === "parameter";
-    const gradient = leaf ? tensors[node.tensor].requires_grad : state.recorded > 0;
-    if (!gradient) classes.push("apart");
-    if (!state.done) classes.push("idle");
-    else if (leaf ? Flow.at(step).gradient(node.tensor).status === "complete"
-      : state.recorded && state.passed === state.recorded) classes.push("passed");
-    else if (leaf || state.done === node.ops.length) classes.push("done");
-    else classes.push("idle", "begun");
-    if (state.current) classes.push("current");
-    if (wrong(node, step)) classes.push("wrong");
-    return { classes, caption: captionOf(node, step, state) };
-  }
-
-  const LENGTH = { plain: 5, residual: 5, spatial: 5, temporal: 5, parameter: 2.5 };
-
-  /* The classes, the label and the width of an edge at a step. */
-  function edgeAt(edge, step) {
-    const wires = edge.wires.filter(differentiable);
-    const reached = edge.wires.some((wire) => Flow.at(step).done(wire.op));
-    const sent = wires.map((wire) => ({ wire, ...pieceAt(wire, step) })).filter((p) => p.piece);
-    const classes = [edge.kind];
-    if (!wires.length) classes.push("apart");
-    if (!reached) classes.push("idle");
-    if (!sent.length || sent.length < wires.length) {
-      if (wires.length) classes.push("waiting");
-    } else classes.push("passed");
-    if (sent.some((p) => p.step === step)) classes.push("current");
-    if (sent.some(({ piece }) => piece.check && !piece.check.right)) classes.push("wrong");
-
-    // Pieces of one tensor are to be added, which norms do not: each is told.
-    const sizes = sent.map(({ piece, wire }) => size(piece.grad, wire.frame));
-    const meeting = new Set(sent.map((p) => p.wire.tensor)).size < sent.length;
-    let text = "";
-    if (sizes.length > 3) text = `${sizes.length} pieces`;
-    else text = sizes.map(number).join(meeting ? " + " : ", ");
-    if (sent.length && sent.length < wires.length) text += ", …";
-    if (classes.includes("wrong")) text = `✗ ${text}`;
-    const total = Math.hypot(...sizes);
-    const range = Math.log(largest / smallest) || 1;
-    const base = edge.kind === "temporal" ? 3 : 1.5;
-    const width = total > 0
-      ? base + LENGTH[edge.kind] * Math.min(1, Math.max(0, Math.log(total / smallest) / range)) : base;
-    const [long, short] = WORDS[edge.kind] || ["", ""];
-    const gap = edge.kind === "temporal" && sizes.length > 1 ? "\n" : " "; // lanes are near
-    const label = text ? `${short}${gap}${text}`.trim() : long;
-    return { classes, label, width: sizes.length ? Math.round(width * 4) / 4 : 1.5 };
-  }
-
-  function meetingHere(node, step) {
-    return step >= 0 && events[step].pieces.some((piece) => piece.before
-      && (node.outputs.includes(piece.tensor) || node.ops.includes(tensors[piece.tensor].op)));
-  }
-
-  // ---- look ------------------------------------------------------------------------------------
-
-  /* The style sheet, with the colours that the page has now (light or dark). */
-  function look() {
-    const css = getComputedStyle(parts.host);
-    const colour = (name) => css.getPropertyValue(`--${name}`).trim();
-    const sans = css.fontFamily;
-    const text = { "font-family": sans, color: colour("text") };
-    const kinds = [["plain", colour("strong-line"), [5, 4]], ["residual", colour("residual"), [9, 3]],
-      ["spatial", colour("spatial"), [3, 4]], ["temporal", colour("temporal"), [14, 5]],
-      ["parameter", colour("muted"), [2, 3]]];
-    return [
-      { selector: "core", style: { "active-bg-opacity": 0, "selection-box-opacity": 0 } },
-      { selector: "node", style: { ...text, width: "data(width)", height: "data(height)",
-        label: "data(label)", "text-valign": "center", "text-halign": "center",
-        "font-size": FONT.name, "font-weight": 600, "text-margin-y": -9, shape: "round-rectangle",
-        "corner-radius": 8, "background-color": colour("surface"), "border-width": 2,
-        "border-color": colour("forward"), "z-index": 20, "z-index-compare": "manual",
-        "min-zoomed-font-size": 5, "overlay-opacity": 0, "underlay-opacity": 0 } },
-      { selector: "node.module", style: { "border-width": 6, "border-style": "double" } },
-      { selector: "node.tensor", style: { "corner-radius": 20, "font-style": "italic",
-        "background-color": colour("raised") } },
-      { selector: "node.parameter", style: { "font-size": FONT.caption, "font-weight": "normal",
-        "text-margin-y": 0, "corner-radius": 4, "background-color": colour("parameter-soft"),
-        "border-color": colour("parameter"), "border-width": 1.5 } },
-      { selector: "node.passed", style: { "border-color": colour("backward"),
-        "background-color": colour("backward-soft") } },
-      { selector: "node.op.passed, node.tensor.passed", style: { "border-width": 3 } },
-      { selector: "node.idle", style: { "border-style": "dashed", "border-width": 2,
-        "border-color": colour("strong-line"), "background-color": colour("page"),
-        color: colour("muted") } },
-      { selector: "node.begun", style: { "border-color": colour("forward") } },
-      { selector: "node.apart", style: { "border-style": "dotted", "border-color": colour("muted") } },
-      { selector: "node.current", style: { "border-width": 5, "border-style": "solid",
-        "underlay-color": colour("current"), "underlay-opacity": 0.75, "underlay-padding": 7 } },
-      { selector: "node.wrong", style: { "border-color": colour("wrong"),
-        "background-color": colour("wrong-soft") } },
-      { selector: "node.box", style: { "background-color": colour("surface"),
-        "background-opacity": 0.65, "border-color": colour("line"), "border-width": 1.5,
-        "border-style": "solid", "corner-radius": 14, "z-index": "data(depth)" } },
-      { selector: "node.title", style: { "background-opacity": 0.92, "border-width": 0,
-        "text-wrap": "wrap", "text-margin-y": 0, "font-size": FONT.caption + 1, "line-height": 1.15,
-        "z-index": 19 } },
-      { selector: "node.caption", style: { "background-opacity": 0, "border-width": 0, events: "no",
-        "font-size": FONT.caption, "font-weight": "normal", "text-margin-y": 0,
-        color: colour("muted"), "z-index": 21 } },
-      { selector: "node.caption.sent", style: { color: colour("backward"), "font-weight": 600 } },
-      { selector: "node.caption.strong", style: { color: colour("text"), "font-weight": 600 } },
-      { selector: "node.plus", style: { shape: "ellipse", "text-margin-y": 0, "font-size": 15,
-        color: colour("meeting"), "border-color": colour("meeting"), "border-width": 1.5,
-        "background-color": colour("surface"), events: "no", "z-index": 25 } },
-      { selector: "node.plus.lit", style: { width: 27, height: 27, "font-size": 22,
-        "background-color": colour("meeting"), color: colour("surface"),
-        "underlay-color": colour("current"), "underlay-opacity": 0.8, "underlay-padding": 7,
-        "underlay-shape": "ellipse" } },
-      { selector: "edge", style: { ...text, "curve-style": "straight", width: "data(width)",
-        label: "data(label)", "font-size": FONT.edge, "text-wrap": "wrap",
-        "text-background-color": colour("page"), "text-background-opacity": 0.88,
-        "text-background-padding": 2, "text-background-shape": "roundrectangle",
-        "min-zoomed-font-size": 6, "arrow-scale": 0.9, "target-arrow-shape": "triangle",
-        "z-index": 10, "z-index-compare": "manual", "overlay-opacity": 0, "underlay-opacity": 0 } },
-      ...kinds.map(([kind, ink, dashes]) => ({ selector: `edge.${kind}`, style: {
-        "line-color": ink, "target-arrow-color": ink, "source-arrow-color": ink,
-        "line-dash-pattern": dashes } })),
-      { selector: "edge.residual, edge.spatial, edge.temporal", style: {
-        color: "data(ink)", "font-weight": 600 } },
-      { selector: "edge.bent", style: { "curve-style": "round-segments", "segment-radii": 12,
-        "segment-weights": "data(weights)", "segment-distances": "data(distances)",
-        "edge-distances": "node-position" } },
-      { selector: "edge[leave]", style: { "source-endpoint": "data(leave)",
-        "target-endpoint": "data(enter)" } },
-      { selector: "edge[room]", style: { "source-distance-from-node": "data(room)" } },
-      { selector: "edge.leaving", style: { label: "", "source-label": "data(label)",
-        "source-text-offset": "data(offset)" } }, // clear of the titles that it crosses
-      { selector: "edge.waiting", style: { "line-style": "dashed", width: 1.75 } },
-      { selector: "edge.temporal.waiting", style: { width: 4 } },
-      { selector: "edge.apart", style: { "line-style": "dotted", "line-color": colour("line"),
-        "target-arrow-color": colour("line"), width: 1.5 } },
-      { selector: "edge.idle", style: { "line-opacity": 0.55, "arrow-scale": 0.8 } },
-      { selector: "edge.plain.passed", style: { "line-color": colour("backward"),
-        "source-arrow-color": colour("backward") } },
-      { selector: "edge.passed", style: { "line-style": "solid", "source-arrow-shape": "triangle",
-        "target-arrow-shape": "none" } },
-      { selector: "edge.temporal.passed", style: { "line-outline-width": 2,
-        "line-outline-color": colour("temporal-soft") } },
-      { selector: "edge.parameter", style: { label: "",
-        "source-label": "data(label)", "source-text-offset": 32, "arrow-scale": 0.6,
-        "z-index": 9 } },
-      { selector: "edge.wrong", style: { "line-color": colour("wrong"), color: colour("wrong"),
-        "source-arrow-color": colour("wrong"), "font-weight": 600 } },
-      { selector: "edge.current", style: { "underlay-color": colour("current"),
-        "underlay-opacity": 0.75, "underlay-padding": 6, "font-weight": 700, "z-index": 15 } },
-      { selector: ".chosen", style: { "outline-width": 4, "outline-offset": 3,
-        "outline-color": colour("accent") } },
-      { selector: ".chosen-too", style: { "outline-width": 2, "outline-offset": 3,
-        "outline-color": colour("accent"), "outline-style": "dashed" } },
-    ];
-  }
+  // ---- sizes of texts --------------------------------------------------------------------------
 
   const pen = document.createElement("canvas").getContext("2d");
   function textWidth(text, pixels, weight = "normal") {
@@ -346,19 +45,9 @@
       20 + textWidth(caption, FONT.caption, 600)));
   }
 
-  const heading = (module) => [`▾ ${moduleName(module)}`, module.type].filter(Boolean).join("  ");
-
   function titleWidth(module) {
     const lines = [heading(module), `${module.ops.length} ops · ∇ 0.0123`];
     return 16 + Math.ceil(Math.max(...lines.map((line) => textWidth(line, FONT.caption + 1, 600))));
-  }
-
-  function titleOf(box, step) {
-    const state = progress(box, step);
-    const count = `${box.ops.length} ${box.ops.length === 1 ? "op" : "ops"}`;
-    const awaited = state.backward && box.outputs.length ? "∇ not yet" : "";
-    const second = [count, gradientOf(box, step).text || awaited].filter(Boolean).join(" · ");
-    return `${heading(box.module)}\n${second}`;
   }
 
   // ---- drawing ---------------------------------------------------------------------------------
@@ -419,7 +108,10 @@
     }
     for (const node of nodes.values()) {
       const { id, x, y, width, height } = node;
-      elements.push({ data: { id, width, height, label: nameOf(node) }, position: { x, y } });
+      const name = nameOf(node);
+      const room = FONT.name * (width - 14) / textWidth(name, FONT.name, 600);
+      elements.push({ data: { id, width, height, label: name, far: Math.min(FONT.far, room) },
+        position: { x, y } });
       if (node.kind !== "parameter") {
         elements.push({ data: { id: `caption ${id}`, width: width - 8, height: 18, label: "" },
           position: { x, y: y + 11 }, classes: "caption" });
@@ -438,6 +130,8 @@
         edge.fixed.push("bent");
         Object.assign(data, segments(edge));
       }
+      const length = Math.abs(edge.from.y - edge.to.y);
+      if (edge.kind === "parameter" && length > LONG) edge.fixed.push("long");
       const outOf = above(edge.from).filter((m) => !above(edge.to).includes(m)).length;
       if (outOf && !edge.side) {
         edge.fixed.push("leaving");
@@ -553,37 +247,39 @@
       y: MARGIN.top + h / 2 - zoom * (top + bottom) / 2 } };
   }
 
-  /* The whole graph if it can be read so, else its beginning, at the bottom and the left. */
+  /* The beginning of the graph, at the bottom and the left, in a size that can be read. */
+  function nearView() {
+    const { left, right, top, bottom } = bounds();
+    const [w, h] = [cy.width() - 2 * MARGIN.x, cy.height() - MARGIN.top - MARGIN.bottom];
+    const spare = [w - LEGIBLE * (right - left), h - LEGIBLE * (bottom - top)];
+    return { zoom: LEGIBLE, pan: { x: MARGIN.x + Math.max(0, spare[0] / 2) - LEGIBLE * left,
+      y: cy.height() - MARGIN.bottom - Math.max(0, spare[1] / 2) - LEGIBLE * bottom } };
+  }
+
+  /* Before the first step the whole program, as far as its names can be read; else the step. */
   function firstView() {
     const view = fitView();
-    if (view.zoom < LEGIBLE) {
-      const { left, right, top, bottom } = bounds();
-      const [w, h] = [cy.width() - 2 * MARGIN.x, cy.height() - MARGIN.top - MARGIN.bottom];
-      const spare = [w - LEGIBLE * (right - left), h - LEGIBLE * (bottom - top)];
-      view.zoom = LEGIBLE;
-      view.pan = { x: MARGIN.x + Math.max(0, spare[0] / 2) - LEGIBLE * left,
-        y: cy.height() - MARGIN.bottom - Math.max(0, spare[1] / 2) - LEGIBLE * bottom };
-    }
-    cy.viewport(view);
+    const whole = view.zoom >= (store.state.step < 0 ? WHOLE : LEGIBLE);
+    cy.viewport(whole ? view : nearView());
     showCurrent(false);
   }
 
-  /* Moves the view just as far as it takes to see `node`. */
-  function reveal(node, moving = true) {
-    const [zoom, pan] = [cy.zoom(), cy.pan()];
+  /* Moves the view just as far as it takes to see `node`; or from the view `from`. */
+  function reveal(node, moving = true, from = null) {
+    const { zoom, pan } = from || { zoom: cy.zoom(), pan: cy.pan() };
     const push = (low, high, from, to) => (low < from ? from - low : high > to ? to - high : 0);
     const { x, y } = { x: node.x * zoom + pan.x, y: node.y * zoom + pan.y };
     const [w, h] = [node.width * zoom / 2, node.height * zoom / 2];
     const dx = push(x - w, x + w, MARGIN.x, cy.width() - MARGIN.x);
     const dy = push(y - h, y + h, MARGIN.top + 20, cy.height() - MARGIN.bottom - 20);
-    if (!dx && !dy) return;
+    if (!dx && !dy && !from) return;
     const view = { zoom, pan: { x: pan.x + dx, y: pan.y + dy } };
     if (moving) moveTo(view);
     else cy.viewport(view);
   }
 
   /* The node of a step that is to be seen: in the lane in focus, else in one already in view. */
-  function showCurrent(moving = true) {
+  function showCurrent(moving = true, from = null) {
     const { step, frame } = store.state;
     if (step < 0) return;
     const { tensor } = events[step];
@@ -595,7 +291,7 @@
       return x > 0 && x < cy.width() && y > MARGIN.top && y < cy.height() - MARGIN.bottom;
     };
     const node = nodes.find((n) => n.lane === frame) || nodes.find(inView) || nodes.at(-1);
-    if (node) reveal(node, moving);
+    if (node) reveal(node, moving, from);
   }
 
   /* Where a module stands on the screen: its node, or its title if it is open. */
@@ -616,9 +312,10 @@
     const old = handleOf(path, lane) || [...drawn.byId.values()][0];
     draw();
     const now = handleOf(path, lane) || drawn.byId.get(old.id) || [...drawn.byId.values()][0];
-    const zoom = cy.zoom();
     cy.stop();
-    cy.panBy({ x: (old.x - now.x) * zoom, y: (old.y - now.y) * zoom });
+    cy.panBy({ x: (old.x - now.x) * cy.zoom(), y: (old.y - now.y) * cy.zoom() });
+    if (far) cy.zoom({ level: LEGIBLE, position: { x: now.x, y: now.y } });
+    const zoom = cy.zoom();
     refresh();
     if (now.top !== undefined) { // an open box: as much of it in view as there is room for
       const [top, bottom] = [now.top, now.bottom].map((y) => y * zoom + cy.pan().y);
@@ -676,7 +373,7 @@
   /* From the selected node along an edge or to the frame beside it. */
   function walk(direction) {
     const nodes = nodesOf(store.state.selected);
-    const here = focused(nodes) || [...drawn.byId.values()].find((n) => n.ops.includes(currentOp(
+    const here = focused(nodes) || [...drawn.byId.values()].find((n) => n.ops.includes(Flow.opAt(
       store.state.step))) || [...drawn.byId.values()].sort((a, b) => b.y - a.y)[0];
     let next;
     if (direction === "left" || direction === "right") {
@@ -816,10 +513,15 @@
     const find = (name) => host.querySelector(`.graph-${name}`);
     parts = { host, canvas: find("canvas"), bands: find("bands"), heads: find("heads"),
       sans: getComputedStyle(host).fontFamily };
-    cy = window.cytoscape({ container: parts.canvas, style: look(), layout: { name: "preset" },
+    cy = window.cytoscape({ container: parts.canvas, style: look(host, far), layout: { name: "preset" },
       autoungrabify: true, autounselectify: true, boxSelectionEnabled: false, minZoom: 0.08,
       maxZoom: 3, pixelRatio: "auto" });
     Flow.graph.cy = cy;
+    cy.on("zoom", () => {
+      if (cy.zoom() < FAR === far) return;
+      far = !far;
+      cy.style(look(host, far));
+    });
     draw();
     refresh();
     firstView();
@@ -829,7 +531,7 @@
     // has done something, the first view is made for the room that there is.
     let untouched = true;
     cy.one("tapstart scrollzoom", () => { untouched = false; });
-    store.subscribe(() => { untouched = false; });
+    find("tools").addEventListener("click", () => { untouched = false; });
     new ResizeObserver(() => {
       cy.resize();
       if (untouched) firstView();
@@ -854,7 +556,7 @@
       if (view === "here") centre();
     });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-      cy.style(look());
+      cy.style(look(host, far));
       draw();
       refresh();
     });
@@ -865,16 +567,18 @@
         redraw(open);
         open = new Set(state.open);
       } else if (changed.has("step") || changed.has("selected") || changed.has("frame")) refresh();
-      if (changed.has("step")) showCurrent();
+      // The first step leads from the view of the whole to where it can be read.
+      if (changed.has("step")) showCurrent(true, untouched && far ? nearView() : null);
       else if (changed.has("selected") && !changed.has("open")) {
         const node = focused(nodesOf(state.selected));
         if (node && node.left === undefined) reveal(node);
       }
+      untouched = false;
     });
   }
 
   function centre() {
-    const op = currentOp(store.state.step);
+    const op = Flow.opAt(store.state.step);
     const node = focused([...drawn.byId.values()].filter((n) => n.ops.includes(op)));
     if (!node) return;
     const zoom = Math.max(cy.zoom(), 0.8);
@@ -886,5 +590,5 @@
     return new Set(ops.length <= SMALL ? [...Flow.modules.keys()] : []);
   }
 
-  Flow.graph = { mount, initialOpen, number, several, size, moduleName, opName, cy: null };
+  Flow.graph = { mount, initialOpen, cy: null };
 })();

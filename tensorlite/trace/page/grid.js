@@ -15,11 +15,14 @@
     const parent = Flow.parentOf(path);
     children.set(parent, [...(children.get(parent) || []), path]);
   }
-  const isLeaf = (path) => !children.has(path);
+  /* Whether a module is a layer: it has no modules within, and its ops are of one kind. */
+  const isLayer = (path) => !children.has(path)
+    && new Set(Flow.modules.get(path).ops.map((i) => ops[i].op)).size === 1;
 
   /* The row that an op belongs to: {key, name}. At a depth, its module cut to that depth; else its
-     block: the outermost module that is a layer or has one directly within. Ops outside any module
-     are of one row if they are of one line of the program: the same layer in several frames. */
+     block: the outermost module with no modules within, or with a layer directly within. Ops outside
+     any module are of one row if they are of one line of the program: the same layer in several
+     frames. */
   function rowOf(op, depth) {
     if (!op.module) {
       if (!op.source) return { key: `:${op.op}`, name: op.op };
@@ -29,7 +32,7 @@
     const names = op.module.split(".");
     const paths = names.map((_, i) => names.slice(0, i + 1).join("."));
     const path = depth !== null ? paths[Math.min(depth, paths.length) - 1]
-      : paths.find((p) => isLeaf(p) || children.get(p).some(isLeaf));
+      : paths.find((p) => !children.has(p) || children.get(p).some(isLayer)) ?? op.module;
     return { key: path, name: path, module: path };
   }
 
@@ -51,8 +54,32 @@
       if (op.op === row.op) op.frames.forEach((t) => { row.cells[t] ??= op.output; });
     }
     const list = [...rows.values()];
+    for (const input of inputs(rowOfOp)) {
+      const below = list.findLastIndex((row) => input.users.has(row.key));
+      list.splice(below < 0 ? list.length : below + 1, 0, input);
+    }
     known.set(depth, { rows: list, skips: skipsOf(list, rowOfOp) });
     return known.get(depth);
+  }
+
+  /* The rows of what the program begins with, where its gradient is wanted; the inputs of several
+     frames that are used in the same place are of one row. */
+  function inputs(rowOfOp) {
+    const found = new Map();
+    tensors.forEach(({ op, kind, frames, requires_grad: wanted }, t) => {
+      if (op !== null || kind === "parameter" || !frames || !wanted || !Flow.consumers[t].length) {
+        return;
+      }
+      const users = Flow.consumers[t].map((i) => rowOfOp[i].key);
+      const name = Flow.variable(Flow.tensorWords(t)).replace(/\[\d+\]$/, "[…]"); // xs[2]: of xs
+      const key = `input ${name} of ${users[0]}`;
+      if (!found.has(key)) found.set(key, { key, name, users: new Set(),
+        cells: new Array(tape.frames).fill(null) });
+      const row = found.get(key);
+      users.forEach((user) => row.users.add(user));
+      frames.forEach((frame) => { row.cells[frame] ??= t; });
+    });
+    return found.values();
   }
 
   /* The temporal skips between cells: {from: [row, frame], to: [row, frame]}, as gradients go. */
@@ -63,7 +90,7 @@
       const t = op.inputs[slot];
       const source = place.get(rowOfOp[i].key);
       if (!shift || t === null || !op.frames || source === undefined) return;
-      const target = place.get(originRow(t, rowOfOp, rows[source]));
+      const target = place.get(originRow(t, rowOfOp, rows, rows[source]));
       if (target === undefined) return;
       op.frames.filter((frame) => frame - shift >= 0).forEach((frame) => {
         const skip = { from: [source, frame], to: [target, frame - shift] };
@@ -75,10 +102,11 @@
 
   /* The row that a skipped tensor comes from: back through what the skip's own row does to it (a
      projection, a slice), unless it is that row's output. */
-  function originRow(t, rowOfOp, own) {
+  function originRow(t, rowOfOp, rows, own) {
     for (;;) {
       const op = tensors[t].op;
-      if (op === null || own.cells.includes(t)) return own.key;
+      if (own.cells.includes(t)) return own.key;
+      if (op === null) return (rows.find((row) => row.cells.includes(t)) || own).key;
       if (rowOfOp[op].key !== own.key) return rowOfOp[op].key;
       t = ops[op].inputs.find((input) => input !== null && tensors[input].frames);
       if (t === undefined) return own.key;
@@ -106,8 +134,8 @@
       const drawing = h("div", { class: "grid-box" }, table);
       const ends = [v.digits(low, 3), "norm, logarithmic", v.digits(high, 3)];
       body.replaceChildren(...[h("h2", null, "Time × layer"),
-        h("p", null, "Norm of the gradient at each layer’s output, frame by frame, as of this ",
-          "step. The loss is above, the input below."),
+        h("p", null, "Norm of the gradient at each layer’s output and at the input, frame by ",
+          "frame, as of this step. The loss is above, the input below."),
         chooser(), v.scrolling("Grid", "grid-scroll", drawing),
         low < high && v.scaleBar(v.RISING, ends),
         h("p", { class: "legend" }, h("span", { class: "sample hatched" }),
@@ -156,9 +184,12 @@
     if (norm === null) return blank("–", "its norm was not kept");
     const partial = status === "partial";
     const at = norm > 0 && high > low ? Math.log(norm / low) / Math.log(high / low) : 0;
-    const words = partial ? `${norm}, partial: ${arrived} of ${expected} pieces` : `${norm}`;
+    const words = [`${norm}`, partial && `partial: ${arrived} of ${expected} pieces`,
+      summary.nonfinite > 0 && `without ${summary.nonfinite} elements, over all its frames, that `
+        + "are NaN or infinite"].filter(Boolean).join(", ");
     return button(partial ? "partial" : "", v.painted(v.rising(at)), words,
-      h("data", { value: norm }, partial && "◐ ", v.digits(norm, 3)));
+      h("data", { value: norm }, summary.nonfinite > 0 && "⚠ ", partial && "◐ ",
+        v.digits(norm, 3)));
   }
 
   function chooser() {

@@ -23,33 +23,37 @@
       const ledger = tape.ledgers.find((l) => l.block === block) || tape.ledgers.at(-1);
       const names = Object.keys(ledger.parameters);
       const name = names.includes(parameter) ? parameter : preferred(names);
-      body.replaceChildren(...view(ledger, name, names));
+      const blocks = choose("Paths of block", tape.ledgers.map((l) => l.block), ledger.block,
+        (block) => store.set({ block }));
+      body.replaceChildren(h("h2", null, "Ledger"), h("p", null,
+        "Where the gradient of a parameter comes from: its parts by path and by frame, ",
+        "followed separately from the place where the paths of a block meet."),
+      ...(names.length ? view(ledger, name, names, blocks) : [h("div", { class: "choose" }, blocks),
+        h("p", null, "The gradient that comes to this block is zero: there are no shares of it.")]));
     },
   };
 
   /* The parameter shown at first: one that all paths reach, so of the earliest layers. */
   const preferred = (names) => names.find((name) => /weight$/.test(name)) || names[0];
 
-  function view(ledger, name, names) {
+  function view(ledger, name, names, blocks) {
     const entry = ledger.parameters[name];
     const parts = ledger.parts.map((part, i) => ({ ...part, ...entry.parts[i] }));
     const rows = [...parts, { role: null, frame: null, ...entry.rest }];
     const byFrame = [...parts].sort((a, b) => a.frame - b.frame);
+    const shared = rows.every((row) => row.share !== null);
     const frameName = (frame) => (frame === null ? "no frame" : `frame ${frame}`);
     return [
-      h("h2", null, "Ledger"),
-      h("p", null, "Where the gradient of a parameter comes from: its parts by path and by frame, ",
-        "followed separately from the place where the paths of a block meet."),
-      h("div", { class: "choose" },
-        choose("Paths of block", tape.ledgers.map((l) => l.block), ledger.block,
-          (block) => store.set({ block })),
+      h("div", { class: "choose" }, blocks,
         choose("Gradient of", names, name,
           (parameter) => store.set({ block: ledger.block, parameter }))),
-      h("h3", null, "By path"), totals(parts, entry.rest, (part) => part.role, v.role),
-      h("h3", null, "By the frame that it goes back to"),
-      totals(byFrame, entry.rest, (part) => part.frame, frameName),
-      how("A share is ⟨part, whole⟩ / ⟨whole, whole⟩: the length of the part along the ",
-        "whole gradient. Shares add up to 1; a negative one points against the whole."),
+      ...(!shared ? [h("p", null, "The whole gradient is ", entry.whole.norm === 0 ? "zero"
+        : "not finite", ": there are no shares of it.")] : [
+        h("h3", null, "By path"), totals(parts, entry.rest, (part) => part.role, v.role),
+        h("h3", null, "By the frame that it goes back to"),
+        totals(byFrame, entry.rest, (part) => part.frame, frameName),
+        how("A share is ⟨part, whole⟩ / ⟨whole, whole⟩: the length of the part along the ",
+          "whole gradient. Shares add up to 1; a negative one points against the whole.")]),
       h("h3", null, "Part by part"), table(rows, entry), agreement(rows, entry),
     ];
   }
@@ -86,6 +90,7 @@
       line("by other ways", rest.share, null)));
   }
 
+  const shareOf = (share) => (share === null ? "–" : number(share));
   const totalOf = (rows, i) => sum(rows.map((row) => row.values[i]));
 
   function table(rows, entry) {
@@ -96,7 +101,7 @@
     const drawn = () => h("td", { class: "drawn" });
     const part = (row) => h("tr", null,
       h("th", { scope: "row" }, row.role === null ? "by other ways" : v.role(row.role)),
-      h("td", null, row.frame), right(number(row.norm)), right(number(row.share)),
+      h("td", null, row.frame), right(number(row.norm)), right(shareOf(row.share)),
       h("td", { class: "drawn" }, bar(row.share, row.role)),
       row.values.map((value) => right(number(value))));
     const foot = (kind, title, norm, share, values) => h("tr", { class: kind },
@@ -110,7 +115,8 @@
         h("th", { scope: "col", class: "right" }, "share"), drawn(), heads)),
       h("tbody", null, rows.map(part)),
       h("tfoot", null,
-        foot("total", "sum of the above", null, number(sum(rows.map((row) => row.share))),
+        foot("total", "sum of the above", null, shareOf(rows.some((row) => row.share === null) ? null
+          : sum(rows.map((row) => row.share))),
           where.map((_, i) => number(totalOf(rows, i)))),
         foot("whole", "whole, followed as one", number(whole.norm), null, whole.values.map(number)),
         run && foot("run", "gradient in this run", number(run.norm), null, run.values.map(number)),

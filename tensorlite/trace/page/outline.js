@@ -4,22 +4,16 @@
   "use strict";
   const Flow = window.Flow;
   const { store } = Flow;
-  const { tensors, ops, events } = Flow.tape;
-  const { root, moduleOf, consumers, modules } = Flow.layout;
-  const { several, size, opName } = Flow.graph;
+  const { tensors, ops } = Flow.tape;
+  const { root, consumers, modules } = Flow.layout;
+  const { several, size, opName } = Flow.labels;
+  const { h } = Flow.views;
 
   let tree = null;
   const items = new Map(); // by "op:5" or "module:path": {key, element, ops, outputs, words, shows}
   let reached = null; // the key of the item that Tab comes to
 
   // ---- building --------------------------------------------------------------------------------
-
-  function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.append(...children);
-    return made;
-  }
 
   /* What leaves a module: the results inside that are used outside, or not at all. */
   function outputsOf(module) {
@@ -36,7 +30,7 @@
       const [i] = child.ops;
       return leaf(`op:${i}`, [i], child.name, ops[i].op, level, child.path);
     }
-    const group = element("ul", { role: "group" });
+    const group = h("ul", { role: "group" });
     const { path, name, type } = child;
     const item = leaf(`module:${path}`, child.ops, name, type || "", level, path);
     item.outputs = outputsOf(child);
@@ -53,12 +47,12 @@
   }
 
   function leaf(key, within, name, type, level, title = "") {
-    const gradient = element("span", { class: "gradient" });
-    const row = element("div", { class: "row", style: `--level: ${level}`, title },
-      element("span", { class: "sign", "aria-hidden": "true" }),
-      element("span", { class: "name" }, name), element("span", { class: "type" }, type), gradient);
+    const gradient = h("span", { class: "gradient" });
+    const row = h("div", { class: "row", style: `--level: ${level}`, title },
+      h("span", { class: "sign", "aria-hidden": "true" }),
+      h("span", { class: "name" }, name), h("span", { class: "type" }, type), gradient);
     const item = { key, ops: within, outputs: within.map((i) => ops[i].output), gradient,
-      name, type, element: element("li", { role: "treeitem", tabindex: "-1",
+      name, type, element: h("li", { role: "treeitem", tabindex: "-1",
         "aria-level": level + 1, "data-key": key }, row), sign: row.firstChild };
     items.set(key, item);
     return item;
@@ -192,7 +186,7 @@
 
   function mount(host) {
     host.classList.add("outline");
-    tree = element("ul", { role: "tree", "aria-label": "Modules and ops, with their gradients" });
+    tree = h("ul", { role: "tree", "aria-label": "Modules and ops, with their gradients" });
     tree.append(...root.children.map((child) => itemOf(child, 0).element));
     host.replaceChildren(tree);
     refresh();

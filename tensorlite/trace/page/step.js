@@ -31,11 +31,14 @@
         parameters.length > 0
           && `It has ${count(parameters.length, "parameter")} with ${elements} elements. `,
         tape.frames && `Its input has ${count(tape.frames, "frame")}. `,
-        `The recording has ${count(events.length, "step")}; at ${Flow.meetings.length} of them `,
-        "paths meet, and their gradients add."),
-      h("p", null, h("button", { type: "button", class: "primary", "data-step": 0 }, "First step"),
+        `The recording has ${count(events.length, "step")}`,
+        Flow.starts.length === 0 ? " and no backward."
+          : Flow.meetings.length === 0 ? "; nowhere in it do paths meet."
+            : `; at ${Flow.meetings.length} of them paths meet, and their gradients add.`),
+      events.length > 0 && h("p", null,
+        h("button", { type: "button", class: "primary", "data-step": 0 }, "First step"),
         " or press ", h("kbd", null, "→"), "; ", h("kbd", null, "?"), " lists the keys."),
-      Flow.check.verdict(),
+      Flow.starts.length > 0 && Flow.check.verdict(),
       tape.notes.length > 0
         && h("ul", { class: "notes" }, tape.notes.map((note) => h("li", null, note))),
       how(versions.join(", ")),
@@ -109,7 +112,7 @@
       : `Path ${arrived} of ${expected} joins here`;
     return h("div", { class: "meeting-box" },
       h("p", null, h("strong", null, `⋈ ${which}: their gradients add. `),
-        v.tensorLink(piece.tensor), `${v.origin(piece.tensor)}, is used ${expected} times; `,
+        v.tensorLink(piece.tensor), ` is used ${expected} times; `,
         "each use is a way in which the loss depends on it."),
       pieceView(op, piece, step));
   }
@@ -121,7 +124,7 @@
     const small = grad.values !== null && grad.values.length <= SMALL;
     const most = v.largest([before, grad, after]);
     const shown = (summary) => (small ? v.valuesTable(summary, { most })
-      : [h("p", null, "norm ", number(summary.norm)),
+      : [h("p", null, "norm ", v.norm(summary)),
         summary.picture && v.picture(summary, { small: true, most })]);
     const line = (sign, title, summary, kind = "") => [
       h("span", { class: `sign ${kind}` }, sign), h("h4", { class: kind }, title),
@@ -140,16 +143,17 @@
   /* What has become of the sum at the input: complete or not, and where it goes. */
   function outcome(piece, gradient, small) {
     const { before, sum_right: right, held, check } = piece;
+    const agrees = check && check.right && [" ✓ What is sent agrees with finite differences",
+      Flow.check.finite(check) ? "." : ", where both are finite."];
     if (!right) {
       const words = `✗ not the sum of the ${gradient.arrived} pieces so far.`;
-      return [h("span", { class: "status wrong" }, words),
-        check && check.right && " ✓ What is sent agrees with finite differences."];
+      return [h("span", { class: "status wrong" }, words), agrees];
     }
     return [v.status(gradient), !before && gradient.expected > 1 && ", the first to arrive",
       piece.deposited && [" → goes to ", h("code", null, ".grad"),
-        held && [", added to what that held (norm ", number(held.norm), ")"]],
+        held && [", added to what that held (norm ", v.norm(held), ")"]],
       ".", before && !small && " The arrays add; their norms do not.",
-      check && check.right && " ✓ What is sent agrees with finite differences."];
+      agrees];
   }
 
   /* An array in a line or two. */
@@ -179,12 +183,12 @@
     const gradientCell = (t) => {
       const { status, summary, expected } = at.gradient(t);
       if (!summary) return h("td", { class: "hatched" }, expected ? "not yet" : "none");
-      return v.right([status === "partial" && "◐ ", number(summary.norm)]);
+      return v.right([status === "partial" && "◐ ", v.norm(summary)]);
     };
     const row = (label, t, role) => h("tr", null, h("td", null, h("code", null, label)),
       t === null ? h("td", { colspan: walking ? 4 : 3 }, "left out") : [
         h("td", null, v.tensorLink(t), " ", v.role(role)),
-        h("td", null, v.shape(tensors[t].shape)), v.right(number(tensors[t].value.norm)),
+        h("td", null, v.shape(tensors[t].shape)), v.right(v.norm(tensors[t].value)),
         walking && gradientCell(t)]);
     const heads = ["", "tensor", "shape", "norm", ...(walking ? ["gradient’s norm"] : [])];
     return section("Inputs → output", v.table(heads, [

@@ -117,12 +117,22 @@
     return ops[op].module ? `${ops[op].op} of ${ops[op].module}` : ops[op].op;
   }
 
+  /* "h"; of what the program gave no name, what made it: "relu of block1.0 (%65)". */
+  function tensorWords(t) {
+    const { name, op, kind } = tensors[t];
+    if (!name.startsWith("%")) return name;
+    return `${op === null ? kind : opWords(op)} (${name})`;
+  }
+
+  /* A variable's name without the number that tells its values apart ("h%8"). */
+  const variable = (name) => name.replace(/(?!^)%\d+$/, "");
+
   /* What a step is, in words: "backward through conv2d of block1.0.conv1". */
   function describe(step) {
     if (step < 0) return "before the first step";
     const event = events[step];
     if (event.kind === "forward") return `forward: ${opWords(event.op)}`;
-    if (event.kind === "start") return `backward starts at ${tensors[event.tensor].name}`;
+    if (event.kind === "start") return `backward starts at ${tensorWords(event.tensor)}`;
     return `backward through ${opWords(event.op)}`;
   }
 
@@ -261,7 +271,7 @@
   }
 
   window.Flow = {
-    tape, at, describe, opAt, opWords, parse, completeStep, modules, parentOf, consumers,
+    tape, at, describe, opAt, opWords, tensorWords, variable, parse, completeStep, modules, parentOf, consumers,
     forwardStep, backwardStep, starts, meetings, failures, PANELS,
     link: () => location.href.split("#")[0] + fragment(),
     store: { state, set, subscribe, restore },

@@ -39,6 +39,13 @@
     return h("data", { class: "number", value, title: value }, digits(value));
   }
 
+  /* The norm of an array; with NaN or infinite elements it is that of the others, and says so. */
+  function norm({ norm: value, nonfinite }) {
+    return [number(value), nonfinite > 0 && h("span", { class: "bad",
+      title: `${nonfinite} elements are NaN or infinite; this is the norm of the others` },
+    ` ⚠ ${nonfinite} not finite`)];
+  }
+
   function shape(of) {
     return of.length === 0 ? "scalar" : `(${of.join(", ")}${of.length === 1 ? "," : ""})`;
   }
@@ -63,6 +70,14 @@
     return op === null ? `, ${kind}` : `, output of ${Flow.opWords(op)}`;
   }
 
+  /* A tensor's name; of a number that the program gave no name, the number: "2 (%3)". */
+  function nameOf(t) {
+    const { name, op, value } = tensors[t];
+    const isNumber = op === null && name.startsWith("%") && value && value.values
+      && value.values.length === 1;
+    return isNumber ? `${digits(value.values[0])} (${name})` : Flow.tensorWords(t);
+  }
+
   /* A button that selects a tensor, an op or a module wherever it is shown. */
   function selector(selected, text, label) {
     return h("button", {
@@ -70,7 +85,7 @@
       "aria-pressed": String(store.state.selected === selected),
     }, text);
   }
-  const tensorLink = (t) => selector(`tensor:${t}`, tensors[t].name,
+  const tensorLink = (t) => selector(`tensor:${t}`, nameOf(t),
     `Select ${tensors[t].name}${origin(t)}`);
   const opLink = (op) => selector(`op:${op}`, ops[op].op, `Select op ${ops[op].op}`);
   const moduleLink = (path) => selector(`module:${path}`, path, `Select module ${path}`);
@@ -363,7 +378,7 @@
 
   Flow.panels = {}; // by name {title, render(element)}: the files that follow add theirs
   Flow.views = {
-    h, digits, number, shape, bytes, frameWords, origin, elementName,
+    h, digits, number, norm, shape, bytes, frameWords, nameOf, elementName,
     tensorLink, opLink, moduleLink, stepLink, role, how, section, right, table, scrolling,
     rising, painted, scaleBar, RISING,
     valuesTable, picture, largest, array, statistics, status, notYet,

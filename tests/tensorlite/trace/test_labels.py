@@ -122,3 +122,11 @@ def test_marks_outside_a_recording_do_nothing_and_wrong_ones_are_refused() -> No
         trace.frames(x, axis=5)
     with pytest.raises(ValueError, match="t: expected an integer >= 0, got -1"):
         trace.frame(x, -1)
+
+
+def test_an_input_of_fewer_axes_is_lined_up_with_the_last_ones() -> None:
+    with trace.record() as tape:
+        x = Tensor(np.ones((2, 2), np.float32))
+        w = trace.frames(Tensor(np.ones(2, np.float32)), axis=0)
+        (x + w)
+    assert tape.tensors[tape.ops[0].output].frames is None

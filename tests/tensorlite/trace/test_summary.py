@@ -120,3 +120,16 @@ def test_the_array_is_left_as_it_is() -> None:
     before = array.copy()
     summarise(array)
     np.testing.assert_array_equal(array, before)
+
+
+def test_norms_of_very_small_and_very_large_numbers() -> None:
+    """Their squares are no numbers; a gradient that vanishes is not zero."""
+    small = summarise(np.full((1024, 4), 1e-25, np.float32))
+    assert small.norm == pytest.approx(64e-25) and small.mean == pytest.approx(1e-25)
+    labels = np.array([0, 1])
+    large = summarise(np.array([[1e300, -1e300], [1e200, 0]]), labels, 2)
+    assert large.norm == pytest.approx(2 ** 0.5 * 1e300) and large.nonfinite == 0
+    assert large.frame_norms == pytest.approx([2 ** 0.5 * 1e300, 1e200])
+    most = np.finfo(np.float64).max
+    assert summarise(np.full((3, 3), most)).mean == pytest.approx(most)
+    assert summarise(np.full((3, 3), most)).norm == most
