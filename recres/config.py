@@ -2,7 +2,7 @@
 
 A `Config` is complete: what was not given has been filled in, by data set where that matters, so
 that the `config.json` of a run says all there is to say. Evaluating, predicting and resuming read
-it back; only `threads` may be another when a run is gone on with.
+it back; only `CHANGEABLE` ones may be others when a run is gone on with.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOST_THREADS = 4096  # more than machines have cores; many more could not be started
 MODELS = ("rrn", "avgpool", "gru", "lstm")
 SAMPLINGS = ("chunks", "segments")
+CHANGEABLE = ("threads", "keep", "save_seconds")  # when a run is gone on with
 # What means nothing to the other models.
 RECURRENT_ONLY = ("skip", "position", "readout", "recurrent_gradient")
 
@@ -66,6 +67,8 @@ class Config:
                               ucf101=10, kind=int, least=1)
     image_size: int = _option("data", "side of the square that the network sees, in pixels", 64,
                               ucf101=224, kind=int, least=32)
+    frames: str | None = _option("data", "read the sampled frames from this folder, made by "
+                                 "recres.data prepare, instead of decoding videos", older=True)
     input: str = _option("data", "what the network sees of each sampled frame: the frame itself; "
                          "a stack of optical flow that begins there; dynamic: one dynamic image "
                          "(approximate rank pooling) of the whole video", "frames", choices=INPUTS,
@@ -148,6 +151,10 @@ class Config:
     threads: int = _option("machine", "threads to compute with (default: the cores this process "
                            "may use; with --resume the run's); runs are bit-equal at one number of "
                            "threads", kind=int, least=1, most=MOST_THREADS, older=True)
+    keep: int = _option("machine", "checkpoints to keep: the newest, and those before it for where "
+                        "it turns out damaged", 2, kind=int, least=1, most=1000, older=True)
+    save_seconds: float = _option("machine", "seconds of training from one checkpoint to the next",
+                                  20.0, kind=float, least=0, older=True)
     device: str = _option("machine", "cpu, cuda or cuda:N", "cpu")
     precision: str = _option("machine", "how products are computed on cuda: in float32; of float32 "
                              "operands rounded to TF32; or of float16 ones, activations being "
@@ -174,6 +181,15 @@ class Config:
         older = {f.name for f in fields(cls) if f.metadata["older"]}
         if wrong := sorted((names - older - set(found)) | (set(found) - names)):
             raise InputError(f"{where}: not the options of a run (see {', '.join(wrong[:4])})")
+        for item in fields(cls):
+            if item.name in found:
+                _check_type(item.name, found[item.name], item, where)
+        try:
+            for item in fields(cls):
+                if item.name in found:
+                    _check_range(item.name, found[item.name], item.metadata)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         return cls(**_defaults(found["data"]) | found)
 
 
@@ -223,11 +239,13 @@ def override(config: Config, args: argparse.Namespace) -> Config:
     return changed
 
 
-def with_threads(config: Config, threads: int) -> Config:
-    """`config` with another number of threads. InputError if that is out of range."""
-    (item,) = (f for f in fields(Config) if f.name == "threads")
-    _check_range("threads", threads, item.metadata)
-    return replace(config, threads=threads)
+def with_changes(config: Config, values: Mapping[str, Any]) -> Config:
+    """`config` with those of `values` that are `CHANGEABLE`. InputError if one is out of range."""
+    changed = {name: values[name] for name in CHANGEABLE if name in values}
+    for item in fields(Config):
+        if item.name in changed:
+            _check_range(item.name, changed[item.name], item.metadata)
+    return replace(config, **changed)
 
 
 def _default_text(info: Mapping[str, Any]) -> str:
@@ -240,7 +258,7 @@ def _default_text(info: Mapping[str, Any]) -> str:
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The options that stood on the command line, paths made absolute."""
     values = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
-    for name in ("root", "weights", "store"):
+    for name in ("root", "frames", "weights", "store"):
         if name in values:
             values[name] = os.path.abspath(values[name])
     return values
@@ -306,6 +324,21 @@ def _defaults(data: str) -> dict[str, Any]:
     return values | {"threads": tensorlite.get_num_threads()}
 
 
+def _check_type(name: str, value: Any, item: Field[Any], where: str) -> None:
+    """Raise InputError unless `value`, from a file, is what the option can be."""
+    kind = item.metadata["kind"]
+    if value is None and "None" in str(item.type):
+        return
+    kinds = (int, float) if kind is float else (kind,)
+    if type(value) not in kinds or (kind is str and "\0" in value):
+        raise InputError(f"{where}: {name} is {value!r}, expected {_KINDS[kind]}")
+    if kind is int and abs(value) >= 2**63:
+        raise InputError(f"{where}: {name} is a number of {len(str(value))} digits")
+
+
+_KINDS = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
+
+
 def _check_range(name: str, value: Any, info: Mapping[str, Any]) -> None:
     flag = "--" + name.replace("_", "-")
     if value is None or isinstance(value, bool):
@@ -334,6 +367,9 @@ def _check_together(config: Config) -> None:
                          "expected --features with one of " + ", ".join(STAGES[1:]))
     if config.features and config.input != "frames":
         raise InputError(f"--input {config.input}: --features are of frames")
+    if config.frames and config.input != "frames":
+        raise InputError(f"--input {config.input}: is made of all frames of a video, --frames "
+                         f"{config.frames} has sampled ones")
     if config.z_norm and not config.features:
         raise InputError("--z-norm: without --features there are none to normalise")
     ends = ("none", *STAGES)

@@ -5,7 +5,8 @@
     log.txt                 what the run had to say, where a table asked for it
     videos.json             frames counted in each video, once
     metrics.jsonl           a line an update and a line an evaluation, appended
-    checkpoint.safetensors  all that training goes on from
+    checkpoint.safetensors  all that training goes on from; checkpoint-1.safetensors and so on are
+                            the ones before it (recres.checkpoints)
     best.safetensors        the model of the best epoch
     features/               features of the frozen stages, until the run is complete (without
                             --store)
@@ -21,7 +22,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,25 @@ RUNS = Path("runs")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; the file appears whole or not at all."""
-    with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Write `value` as JSON; the file appears whole, and is on disk, or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        flush_folder(path.parent)
+    except OSError as error:  # "no space left" alone does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def flush_folder(path: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:
@@ -47,7 +61,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
 
 
@@ -108,7 +122,7 @@ class Run:
     def discard(self) -> None:
         """Remove a new run that could not begin, so that its folder can be used again. A run that
         has a checkpoint stays."""
-        if not (self.path / "checkpoint.safetensors").exists():
+        if not any(self.path.glob("checkpoint*.safetensors")):
             for name in ("config.json", "videos.json", "log.txt", "lock"):
                 (self.path / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it
@@ -164,19 +178,42 @@ class Run:
 
 
 class MetricsLog:
-    """metrics.jsonl, open for appending: one JSON object a line, on disk when `append` returns."""
+    """metrics.jsonl, open for appending: one JSON object a line.
+
+    A line that cannot be written stays in `unwritten`, to be written before the next one, and
+    `error` says why: training goes on to where it can stop without losing anything.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "ab+")  # noqa: SIM115 - closed by close()
+        self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 - closed by close()
+        self.unwritten: list[str] = []
+        self.error: OSError | None = None
+        self._torn = False
         if self._file.tell():
             self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":  # the line a killed writer was at
-                self._file.write(b"\n")
+            self._torn = self._file.read(1) != b"\n"  # the line a killed writer was at
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Add a line; it must have no number that is not finite."""
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        self.extend([json.dumps(line, allow_nan=False)])
+
+    def extend(self, lines: Iterable[str]) -> None:
+        """Add lines as they are."""
+        self.unwritten += lines
+        try:
+            while self.unwritten:
+                data = ("\n" * self._torn + self.unwritten[0] + "\n").encode()
+                while data:
+                    self._torn = True
+                    data = data[self._file.write(data):]
+                self._torn = False
+                del self.unwritten[0]
+        except OSError as error:
+            self.error = error
+
+    def sync(self) -> None:
+        """Put on disk what was appended, to survive a power cut too."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -198,8 +235,8 @@ def read_metrics(path: str | os.PathLike[str], kind: str = "update") -> list[dic
     for line in text.splitlines():
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict) and value.get("kind") == kind:
+        if isinstance(value, dict) and value.get("kind") == kind and type(value.get(key)) is int:
             lines[value[key]] = value
     return [lines[number] for number in sorted(lines)]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from recres import build, checkpoint, commands, config, sequences, summary
+from recres import build, checkpoint, checkpoints, commands, config, sequences, summary
 from recres.commands import Interrupts, bar, say
 from recres.config import Config
 from recres.datasets import Split
@@ -56,7 +56,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     else:
         run = Run.open(args.resume) if args.resume else Run.latest()
         _refuse_changes(run, args)
-        options = config.with_threads(run.config, getattr(args, "threads", run.config.threads))
+        options = config.with_changes(run.config, config.given(args))
     with run, Interrupts(f"stopped; to go on: python -m recres.train --resume {run.path}") as stop:
         if run.result is not None:
             print(f"{run.path}: complete, video error {run.result['video_error']:.4f}")
@@ -87,7 +87,7 @@ def _refuse_changes(run: Run, args: argparse.Namespace) -> None:
         raise InputError("--out: --resume goes on in the run's own folder")
     stored = run.config.to_json()
     for name, value in config.given(args).items():
-        if name != "threads" and value != stored[name]:
+        if name not in config.CHANGEABLE and value != stored[name]:
             raise InputError(f"--{name.replace('_', '-')} {value}: the run in {run.path} has "
                              f"{stored[name]}, and that cannot change")
 
@@ -114,16 +114,18 @@ class Job:
         config, run = self.config, self.run
         videos = build.open_videos(config, run.path, self.log, self.source)
         self.source = videos.source
+        self._refuse_other_frames()
         classes = videos.split.classes
         network = build.build_network(config, len(classes))
         model = network if not config.features else build.build_sequence_model(config, len(classes))
-        if config.features or not (run.path / "checkpoint.safetensors").is_file():
+        newest = checkpoints.recover(run.path, self.log)
+        if config.features or newest is None:
             run.about["model"] = build.load_weights(network, config, log=self.log)
             if config.features:
                 build.refuse_untrained(config, run.about["model"], config.features, "--features")
             run.write_config()
         else:
-            checkpoint.load_network(run.path / "checkpoint.safetensors", model)
+            checkpoint.load_network(newest, model)
         start = run.about["model"]
         network.to(config.device)
         model.to(config.device)
@@ -146,6 +148,15 @@ class Job:
         self._finish(trainer, loader if config.input == "frames" else frames)
         if store is not None and config.store is None:
             store.remove()
+
+    def _refuse_other_frames(self) -> None:
+        """InputError where --frames has other pixels than when the run began."""
+        assert self.source is not None
+        found = self.source.pixels
+        began = self.run.about.setdefault("pixels", found)
+        if found != began:
+            raise InputError(f"{self.config.frames}: frames are {found or 'exact'}, the run in "
+                             f"{self.run.path} began with {began or 'exact ones'}")
 
     def _finish(self, trainer: Trainer, loader: Loader) -> None:
         """Test the best model, and write what is to be kept of the run."""

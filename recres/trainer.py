@@ -2,7 +2,8 @@
 
 What an update does is determined by the parameters and by (seed, epoch, chunk); what is saved is
 saved between updates. So a run that is killed goes on from its last checkpoint through the same
-updates again, and ends with the same bits.
+updates again, and ends with the same bits. Where the folder cannot be written to, the run ends
+after the update, and what it holds in memory is put elsewhere.
 
 On a GPU the host runs ahead: while an update is computed, the next batch is copied there and the
 next update queued, and only then is it asked how the update before went.
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from recres import checkpoint
 from recres.checkpoint import Progress
+from recres.checkpoints import NEWEST, Checkpoints, NotWritten
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.evaluation import chunk_labels, score
@@ -29,7 +31,6 @@ from recres.video.prefetch import Prefetcher
 from tensorlite import Tensor, cross_entropy, nn, optim
 from tensorlite.transfer import Uploads, read_later
 
-SAVE_SECONDS = 20.0  # of training, between checkpoints
 NORMS_LOGGED = 200  # updates of a run, at most, whose gradient norms are logged stage by stage
 
 
@@ -72,31 +73,49 @@ class Trainer:
         self.epochs = -(-self.updates // self.an_epoch)
         self.schedule = make_schedule(self.config.schedule, self.config.lr, self.updates)
         self._stages = parameters_by_stage(trained)
-        self.checkpoint = run.path / "checkpoint.safetensors"
-        self.progress, self._saved = Progress(), time.monotonic()
-        if self.checkpoint.is_file():
-            self.progress = checkpoint.load(self.checkpoint, model, self.optimizer, self.scaler)
-        else:
-            self.save()  # before anything is trained: the start need not be read again
         self.metrics: MetricsLog | None = None
         self._bar: Any = None
+        self.progress, self._saved = Progress(), time.monotonic()
+        if (run.path / NEWEST).is_file():
+            self.progress = checkpoint.load(run.path / NEWEST, model, self.optimizer, self.scaler)
+        self.checkpoints = Checkpoints(run.path, self.config.keep, self.progress.update)
+        if not (run.path / NEWEST).is_file():
+            self.save()  # before anything is trained: the start need not be read again
 
     @np.errstate(all="ignore")  # what is not finite is found out and said below
     def train(self) -> None:
         """Go on to the last epoch. Raises Interrupted, with everything saved, when asked to stop,
-        and RunFailed where the loss is no longer finite."""
+        and RunFailed where the loss is no longer finite or the folder cannot be written to."""
         self.metrics = MetricsLog(self.run.path / "metrics.jsonl")
+        self.metrics.extend(self.progress.unlogged)
         try:
             while self.progress.epoch < self.epochs:
                 self._epoch()
+            self._check(wait=True)
+        except NotWritten as error:
+            self._settle()
+            raise self.checkpoints.rescue(*self._snapshot(), self.progress.update, error) from error
         finally:
+            self.checkpoints.close()
             self.metrics.close()
 
     def save(self) -> None:
-        """Write the checkpoint."""
+        """Have the checkpoint written, while training goes on."""
         self._settle()
-        checkpoint.save(self.checkpoint, self.model, self.optimizer, self.progress, self.scaler)
+        self._check()
+        self.checkpoints.save(*self._snapshot(), self.progress.update,
+                              before=self.metrics.sync if self.metrics else lambda: None)
         self._saved = time.monotonic()
+
+    def _snapshot(self) -> tuple[checkpoint.Arrays, dict[str, str]]:
+        self.progress.unlogged = list(self.metrics.unwritten) if self.metrics else []
+        return checkpoint.snapshot(self.model, self.optimizer, self.progress, self.scaler)
+
+    def _check(self, wait: bool = False) -> None:
+        """NotWritten if something could not be; `wait` for what is being written."""
+        (self.checkpoints.wait if wait else self.checkpoints.check)()
+        if self.metrics is not None and self.metrics.error is not None:
+            raise NotWritten from self.metrics.error
 
     def _epoch(self) -> None:
         progress = self.progress
@@ -113,10 +132,13 @@ class Trainer:
             for update in updates:
                 with self.interrupts.deferred():
                     self._update(update, inputs)
+                self._check()
                 if self.interrupts.requested:
                     self.save()
+                    self._check(wait=True)
                     raise Interrupted(self.interrupts.hint)
-                if time.monotonic() - self._saved > SAVE_SECONDS:
+                if time.monotonic() - self._saved > self.config.save_seconds \
+                        and not self.checkpoints.busy:
                     self.save()
         self.save()
         self._evaluate()
@@ -221,8 +243,7 @@ class Trainer:
                      f"{' *' if best else '  '}")
         self.metrics.append({"kind": "evaluation", "side": "holdout", "best": best, **found})
         if best:
-            checkpoint.save_model(self.run.path / "best.safetensors", self.model,
-                                  {**self.about, "epoch": str(epoch)})
+            self.checkpoints.save_best(self.model.state_dict(), {**self.about, "epoch": str(epoch)})
             progress.best = found
         seconds = sum(line["data_time"] + line["compute_time"] for line in lines)
         rate = chunks * self.config.context / seconds

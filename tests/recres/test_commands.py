@@ -38,8 +38,8 @@ def one_line(text: str) -> str:
 def test_a_complete_run(trained):
     names = {p.name for p in trained.iterdir()}
     assert names == {"config.json", "lock", "videos.json", "metrics.jsonl", "best.safetensors",
-                     "checkpoint.safetensors", "scores.npz", "curves.png", "confusion.png",
-                     "result.json"}
+                     "checkpoint.safetensors", "checkpoint-1.safetensors", "scores.npz",
+                     "curves.png", "confusion.png", "result.json"}
     result = read_json(trained / "result.json")
     assert result["split"] == 1 and result["data"] == "figures" and result["model"] == "rrn"
     assert result["counts"]["test_videos"] == 10

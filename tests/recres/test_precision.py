@@ -155,8 +155,7 @@ def test_an_update_is_read_when_the_next_was_queued(figures_root, tmp_path, monk
     events = []
     job = open_trainer(tmp_path / "run", figures_root)
     job.ahead = True
-    step, append, save = job.optimizer.guarded_step, trainer.MetricsLog.append, \
-        trainer.checkpoint.save
+    step, append, save = job.optimizer.guarded_step, trainer.MetricsLog.append, Trainer.save
 
     def guarded_step(*arguments):
         events.append("queued")
@@ -168,9 +167,7 @@ def test_an_update_is_read_when_the_next_was_queued(figures_root, tmp_path, monk
 
     monkeypatch.setattr(job.optimizer, "guarded_step", guarded_step)
     monkeypatch.setattr(trainer.MetricsLog, "append", logged)
-    monkeypatch.setattr(trainer.checkpoint, "save",
-                        lambda *a: (events.append("saved"), save(*a)))
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", 1e9)
+    monkeypatch.setattr(Trainer, "save", lambda self: (save(self), events.append("saved")))
     updates = len(train_all(job))
     assert updates >= 3
     assert events == ["queued", *["queued", "read"] * (updates - 1), "read", "saved", "evaluated",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_options_that_change_are_written_down_and_others_stay(tmp_path):
         before = (run.path / "config.json").stat().st_mtime_ns
         run.change(OPTIONS)
         assert (run.path / "config.json").stat().st_mtime_ns == before
-        run.change(config.with_threads(OPTIONS, OPTIONS.threads + 1))
+        run.change(config.with_changes(OPTIONS, {"threads": OPTIONS.threads + 1}))
     again = Run.open(tmp_path / "run")
     assert again.config == run.config != OPTIONS
     assert again.about == {"started": "now"}
@@ -111,6 +112,36 @@ def test_the_later_line_of_an_update_counts_and_torn_lines_do_not(tmp_path):
         (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0)]
     assert len(read_metrics(path, "evaluation")) == 1
     assert len(path.read_text().splitlines()) == 7  # nothing is ever taken back
+
+
+def test_lines_that_are_none_of_ours_are_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "update", "loss": 1}\n{"kind": "update", "update": [1]}\n'
+                    '[' + '\n{"kind": "update", "update": 2}\n' + "[" * 10**5 + "\n3\n")
+    assert read_metrics(path) == [{"kind": "update", "update": 2}]
+
+
+def test_lines_that_do_not_fit_are_kept_and_come_before_the_next(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append({"kind": "update", "update": 1})
+
+    class Full:
+        def write(self, data):
+            if len(data) > 5:
+                return file.write(data[:5])
+            raise OSError(errno.ENOSPC, "full")
+
+    file, log._file = log._file, Full()
+    for number in (2, 3):
+        log.append({"kind": "update", "update": number})
+    assert log.error is not None and log.error.errno == errno.ENOSPC
+    assert [json.loads(line)["update"] for line in log.unwritten] == [2, 3]
+    assert [line["update"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1]
+    log._file = file
+    log.append({"kind": "update", "update": 4})
+    log.close()
+    assert not log.unwritten
+    assert [line["update"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_no_log_has_no_lines(tmp_path):

@@ -76,10 +76,9 @@ def test_train_6_is_train_3_and_resume_3(trained, tiny, tmp_path, monkeypatch, c
     assert_same_run(folder, trained)
 
 
-@pytest.mark.parametrize("seconds", [0.0, 1e9])
+@pytest.mark.parametrize("seconds", [0, 1e9])
 def test_a_run_that_ends_without_a_word_goes_on(trained, tiny, tmp_path, monkeypatch, seconds):
-    """Whether the checkpoint is of the update before or of the epoch's beginning."""
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", seconds)
+    """Whether the checkpoint is of an update shortly before or of the epoch's beginning."""
     folder, last = tmp_path / "run", len(read_metrics(trained / "metrics.jsonl"))
 
     def die():
@@ -87,7 +86,7 @@ def test_a_run_that_ends_without_a_word_goes_on(trained, tiny, tmp_path, monkeyp
 
     stop_at(monkeypatch, last - 1, die)
     with pytest.raises(Killed):
-        train.main(["--out", str(folder), *tiny])
+        train.main(["--out", str(folder), *tiny, "--save-seconds", str(seconds)])
     with open(folder / "metrics.jsonl", "a") as file:
         file.write('{"kind": "upd')
     assert train.main(["--resume", str(folder)]) == 0
@@ -248,10 +247,9 @@ def test_results_depend_on_the_threads_by_rounding_only(skip):
             assert np.abs(runs[2][0][name] - expected).max() <= 1e-10 * scale, name
 
 
-def test_the_same_seed_gives_the_same_run_however_often_it_is_saved(trained, tiny, tmp_path,
-                                                                    monkeypatch):
-    monkeypatch.setattr(trainer, "SAVE_SECONDS", 0.0)
-    assert train.main(["--out", str(tmp_path / "run"), *tiny, "--seed", "0"]) == 0
+def test_the_same_seed_gives_the_same_run_however_often_it_is_saved(trained, tiny, tmp_path):
+    assert train.main(["--out", str(tmp_path / "run"), *tiny, "--seed", "0",
+                       "--save-seconds", "0"]) == 0
     assert_same_run(tmp_path / "run", trained)
 
 

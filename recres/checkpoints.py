@@ -1,0 +1,203 @@
+"""Which checkpoints a run keeps, and writing them while training goes on.
+
+    checkpoint.safetensors    the newest
+    checkpoint-1.safetensors  the one before it; -2 the one before that, as many as are kept
+    best.safetensors          the model of the best epoch
+    checkpoint.damaged        one that was found altered when the run was gone on with
+
+`recover` is asked when a run begins or goes on: it sees to it that checkpoint.safetensors is whole,
+taking the one before where it is not. `Checkpoints` writes: the arrays are copies, one thread at a
+time puts them on disk, and what went wrong there is raised by `check` or `wait`. What could not be
+written is still in memory then, and `rescue` puts it where it can.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from recres import checkpoint
+from recres.commands import RunFailed
+from recres.runs import flush_folder
+from tensorlite.io import FormatError, replacing
+
+NEWEST, BEST, DAMAGED = "checkpoint.safetensors", "best.safetensors", "checkpoint.damaged"
+
+
+class NotWritten(Exception):
+    """Something of a run could not be written to its folder; the cause says why."""
+
+
+def earlier(folder: Path) -> list[Path]:
+    """The checkpoints before the newest, as far as they are there, the later ones first."""
+    found = {}
+    for path in folder.glob("checkpoint-*.safetensors"):
+        number = path.stem.removeprefix("checkpoint-")
+        if number.isdecimal():
+            found[int(number)] = path
+    return [found[number] for number in sorted(found)]
+
+
+def recover(folder: Path, log: Callable[[str], object]) -> Path | None:
+    """The newest checkpoint, found whole; None where there is none at all.
+
+    Where the newest is damaged, the one before takes its place, and `log` is told. FormatError
+    where none is whole, InputError for one that this version does not read.
+    """
+    newest = folder / NEWEST
+    damage: list[str] = []
+    for path in (newest, *earlier(folder)):
+        if not path.exists():
+            continue
+        try:
+            _, progress = checkpoint.read_checkpoint(path)
+        except FormatError as error:
+            damage.append(str(error))
+            continue
+        if path != newest:
+            if newest.exists():
+                os.replace(newest, folder / DAMAGED)
+            os.replace(path, newest)
+            flush_folder(folder)
+            why = "; ".join(damage) or f"{newest}: no such file"
+            log(f"damaged   {why}: going on from the one before, {path.name}, after update "
+                f"{progress.update}")
+        return newest
+    if damage:
+        raise FormatError(f"{'; '.join(damage)}; no other checkpoint of the run is whole: it has "
+                          "to be begun anew")
+    return None
+
+
+class Checkpoints:
+    """Writes the newest `keep` checkpoints of a run, and its best model, in a thread of its own.
+
+    `written` is the number of updates made by the newest checkpoint on disk.
+    """
+
+    def __init__(self, folder: Path, keep: int, written: int = 0) -> None:
+        self.folder, self.keep, self.written = folder, keep, written
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._failed: tuple[Mapping[str, np.ndarray], Mapping[str, str]] | None = None
+
+    def save(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], update: int,
+             before: Callable[[], object] = lambda: None) -> None:
+        """Begin to write a checkpoint of so many updates (see `checkpoint.snapshot`), whose arrays
+        nobody may write to any more. `before` is called first, in the thread."""
+        def write() -> None:
+            before()
+            self._write_newest(arrays, metadata)
+            self.written = update
+
+        self._begin(write)
+
+    def save_best(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+        """Begin to write the best model; a checkpoint saved afterwards is written after it."""
+        def write() -> None:
+            self._failed = arrays, metadata
+            checkpoint.write(self.folder / BEST, arrays, metadata)
+            self._failed = None
+
+        self._begin(write)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def check(self) -> None:
+        """NotWritten if what was written last could not be."""
+        if self._error is not None:
+            raise NotWritten from self._error
+
+    def wait(self) -> None:
+        """Wait until everything is on disk; raises as `check`."""
+        self.close()
+        self.check()
+
+    def close(self) -> None:
+        """Wait until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def rescue(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], update: int,
+               error: NotWritten) -> RunFailed:
+        """Write the state of now, and a best model that was not written, outside the run's folder.
+
+        Gives the error that says where they are and how to go on with them, or what is lost.
+        """
+        self.close()
+        why = _reason(error.__cause__ or error)
+        resume = f"python -m recres.train --resume {shlex.quote(str(self.folder))}"
+        text = f"{self.folder}: cannot be written: {why}"
+        place = None
+        try:
+            place = Path(tempfile.mkdtemp(prefix="recres-"))
+            if self._failed is not None:
+                checkpoint.write(place / BEST, *self._failed)
+            checkpoint.write(place / NEWEST, arrays, metadata)
+        except Exception as second:
+            where = place or "a temporary folder"
+            if place is not None:
+                shutil.rmtree(place, ignore_errors=True)
+            lost = "nothing is lost" if update == self.written else (
+                f"lost is what came after update {self.written}, up to update {update}")
+            return RunFailed(f"{text}; nor can {where}: {_reason(second)}; {lost}; when there is "
+                             f"room, go on with: {resume}")
+        return RunFailed(f"{text}; the state after update {update} is saved in {place}; when there "
+                         f"is room, go on with: mv {shlex.quote(str(place))}/* "
+                         f"{shlex.quote(str(self.folder))} && {resume}")
+
+    def _begin(self, write: Callable[[], object]) -> None:
+        """Have a thread call `write`, once the one before has ended."""
+        self.wait()
+
+        def body() -> None:
+            try:
+                write()
+            except Exception as error:
+                self._error = error
+
+        self._thread = threading.Thread(target=body, name="checkpoint")
+        self._thread.start()
+
+    def _write_newest(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+        """Whole on disk under another name first: the others move up only for one that is."""
+        newest = self.folder / NEWEST
+        with replacing(newest) as beside:
+            checkpoint.write(beside, arrays, metadata)
+            self._move_up(newest)
+        flush_folder(self.folder)
+
+    def _move_up(self, newest: Path) -> None:
+        """Each of the earlier checkpoints becomes one earlier, the newest the first of them."""
+        name = lambda number: self.folder / f"checkpoint-{number}.safetensors"  # noqa: E731
+        last = self.keep - 1
+        for path in earlier(self.folder):
+            if int(path.stem.removeprefix("checkpoint-")) > last:
+                path.unlink()
+        for number in range(last - 1, 0, -1):
+            if name(number).exists():
+                os.replace(name(number), name(number + 1))
+        if last and newest.exists():
+            with replacing(name(1)) as beside:  # it keeps its own name too: a run always has one
+                try:
+                    os.link(newest, beside)
+                except OSError:  # a file system without links
+                    os.replace(newest, beside)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, without the name of a temporary file."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

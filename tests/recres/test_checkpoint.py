@@ -1,0 +1,126 @@
+"""The files that a run goes on from: what was written comes back, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from recres import checkpoint
+from recres.errors import InputError
+from tensorlite.io import FormatError, load_safetensors, save_safetensors
+
+ARRAYS = {"model/w": np.arange(6, dtype=np.float32).reshape(2, 3), "optimizer/step": np.array(7),
+          "model/none": np.zeros((0, 3)), "model/mask": np.array([True, False])}
+PROGRESS = {"format": checkpoint.FORMAT,
+            "progress": '{"epoch": 1, "done": 2, "update": 9, "seconds": 0.5, "best": null}'}
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A small checkpoint."""
+    checkpoint.write(tmp_path / "c.safetensors", ARRAYS, PROGRESS)
+    return tmp_path / "c.safetensors"
+
+
+def test_what_was_written_comes_back(path):
+    arrays, metadata = checkpoint.read(path)
+    assert metadata == PROGRESS
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert arrays[name].dtype == array.dtype and arrays[name].shape == array.shape
+        assert arrays[name].tobytes() == array.tobytes()
+    assert checkpoint.read_checkpoint(path)[1] == checkpoint.Progress(1, 2, 9, 0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ">f4", np.uint8, np.float64])
+def test_the_digest_is_of_what_is_read_back(tmp_path, dtype):
+    array = np.arange(12).astype(dtype).reshape(3, 4).T  # not as it lies in memory
+    checkpoint.write(tmp_path / "a.safetensors", {"a": array}, {})
+    assert np.array_equal(checkpoint.read(tmp_path / "a.safetensors")[0]["a"], array)
+
+
+def test_a_byte_that_was_altered_is_found(path):
+    """Wherever it is; from an altered space after the header everything is read as it was."""
+    data, harmless = path.read_bytes(), 0
+    for position in range(len(data)):
+        altered = bytearray(data)
+        altered[position] ^= (0x01, 0x20, 0xff)[position % 3]
+        path.write_bytes(altered)
+        try:
+            arrays, metadata = checkpoint.read(path)
+        except FormatError:
+            continue
+        harmless += 1
+        assert metadata == PROGRESS
+        assert all(arrays[n].tobytes() == ARRAYS[n].tobytes() for n in ARRAYS)
+        assert all(arrays[n].dtype == ARRAYS[n].dtype for n in ARRAYS)
+    assert harmless < 8
+
+
+def test_a_truncated_file_is_found(path):
+    data = path.read_bytes()
+    for length in range(0, len(data), 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(FormatError, match="c.safetensors: "):
+            checkpoint.read(path)
+
+
+@pytest.mark.parametrize("change", [{"model/w": ARRAYS["model/w"].astype(np.int32)},
+                                    {"model/w": ARRAYS["model/w"].reshape(3, 2)},
+                                    {"model/v": np.zeros(1)}, {"optimizer/step": np.array(8)}])
+def test_other_arrays_have_another_digest(change):
+    one, other = (checkpoint.digest(arrays, PROGRESS) for arrays in (ARRAYS, ARRAYS | change))
+    assert one != other != checkpoint.digest(ARRAYS | change, {"format": checkpoint.FORMAT})
+
+
+def test_one_of_an_older_version_is_read_without_a_digest(path):
+    metadata = PROGRESS | {"format": "recres-checkpoint-1"}
+    save_safetensors(path, ARRAYS, metadata)
+    arrays, progress = checkpoint.read_checkpoint(path)
+    assert progress.update == 9 and arrays.keys() == ARRAYS.keys()
+
+
+def test_one_of_a_newer_version_is_refused_by_name(path):
+    checkpoint.write(path, ARRAYS, {"format": "recres-checkpoint-3", "other": "things"})
+    with pytest.raises(InputError, match=r"c.safetensors: its format is recres-checkpoint-3, and "
+                                         r"this version .* none after recres-checkpoint-2$"):
+        checkpoint.read_checkpoint(path)
+
+
+@pytest.mark.parametrize("metadata, error, message", [
+    ({"format": "pt"}, InputError, "not a checkpoint to go on from"),
+    ({}, InputError, "not a checkpoint to go on from"),
+    ({"format": checkpoint.FORMAT}, FormatError, "its counters cannot be read"),
+    ({"format": checkpoint.FORMAT, "progress": "[1]"}, FormatError, "its counters cannot be read"),
+    ({"format": checkpoint.FORMAT, "progress": json.dumps({"more": 1})}, FormatError, "counters"),
+    ({"format": checkpoint.FORMAT, "progress": '{"update": "1"}'}, FormatError, "counters"),
+    ({"format": checkpoint.FORMAT, "progress": '{"seconds": NaN}'}, FormatError, "counters"),
+    ({"format": checkpoint.FORMAT, "progress": "[" * 10**5}, FormatError, "counters"),
+])
+def test_what_is_none(path, metadata, error, message):
+    checkpoint.write(path, ARRAYS, metadata)
+    with pytest.raises(error, match=message):
+        checkpoint.read_checkpoint(path)
+
+
+def test_one_without_the_digest_that_it_should_have_is_damaged(path):
+    arrays, metadata = load_safetensors(path)
+    del metadata[checkpoint.DIGEST]
+    save_safetensors(path, arrays, metadata)
+    with pytest.raises(FormatError, match="damaged: it lacks its sha256"):
+        checkpoint.read(path)
+
+
+def test_a_saved_model_that_was_altered_is_refused_and_an_older_one_is_not(path):
+    about = {"classes": "[]", "epoch": "3"}
+    checkpoint.write(path, ARRAYS, about)
+    assert checkpoint.load_model(path)[1] == about
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"epoch":"3"', b'"epoch":"4"'))
+    assert path.read_bytes() != data
+    with pytest.raises(FormatError, match="damaged: its sha256 is not that of what was written"):
+        checkpoint.load_model(path)
+    save_safetensors(path, ARRAYS, about)
+    assert checkpoint.load_model(path)[1] == about
