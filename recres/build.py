@@ -170,7 +170,8 @@ def store_of(kind: Kind, config: Config, network: VideoResNet, videos: Videos, f
              start: Mapping[str, Any], sides: Sequence[str] = SIDES) -> FeatureStore:
     """The store of these features of `network` among those in `folder`."""
     source = start["weights"]["source"] if start["weights"] else None
-    made = made_by(network, kind.stage, kind.pooled, config, start["input"], source)
+    made = made_by(network, kind.stage, kind.pooled, config, start["input"], source,
+                   videos.source.pixels)
     shape = feature_shape(network, kind.stage, config.image_size)
     return FeatureStore(folder, made, shape[-1:] if kind.pooled else shape, videos, config, sides)
 

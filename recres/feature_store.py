@@ -42,6 +42,7 @@ from recres.commands import say
 from recres.config import Config
 from recres.errors import InputError
 from recres.evaluation import in_full
+from recres.files import parse_json, read_bytes
 from recres.loader import SIDES, Chunk, FrameLoader, Videos
 from recres.models import STAGES, VideoResNet
 from recres.models.resnet import parts_up_to, stage_number
@@ -77,7 +78,8 @@ class MadeBy:
     """What features come from, and so what they can be used for.
 
     parameters: sha256 of all numbers of the frozen stages in use. weights: where these are from, in
-    words. convention: how the network wants its images. The precision that products are computed
+    words. convention: how the network wants its images. pixels: how the frames are not exactly
+    those of the videos (`FrameSource.pixels`). The precision that products are computed
     with is not among it: it is rounding, as float16 is.
     """
 
@@ -95,6 +97,7 @@ class MadeBy:
     convention: str
     parameters: str
     weights: str | None
+    pixels: str | None
 
     @property
     def kind(self) -> Kind:
@@ -113,14 +116,14 @@ class MadeBy:
 
 
 def made_by(model: VideoResNet, stage: str, pooled: bool, config: Config, convention: str,
-            weights_source: str | None) -> MadeBy:
+            weights_source: str | None, pixels: str | None = None) -> MadeBy:
     """What the features of `model` after `stage` come from."""
     return MadeBy(
         stage=stage, pooled=pooled, mirror=config.mirror, depth=model.depth, version=model.version,
         width=model.width, channels=model.channels, input=config.input,
         flow_length=config.flow_length if config.input == "flow" else None,
         image_size=config.image_size, frame_step=config.frame_step, convention=convention,
-        parameters=fingerprint(model, stage), weights=weights_source)
+        parameters=fingerprint(model, stage), weights=weights_source, pixels=pixels)
 
 
 def fingerprint(model: VideoResNet, stage: str) -> str:
@@ -158,11 +161,12 @@ class StoreFiles:
         found = self.about.get("format") if isinstance(self.about, dict) else None
         if found != FORMAT:
             raise InputError(f"{path}: format in about.json is {found!r}, expected {FORMAT!r}")
-        try:
-            self.frame_shape = tuple(self.about["shape"])
-            self.views = 1 + self.about["mirror"]
-        except (LookupError, TypeError):
-            raise InputError(f"{path}: about.json does not say the shape of its features") from None
+        shape, mirror = self.about.get("shape"), self.about.get("mirror")
+        if (not isinstance(shape, list) or len(shape) not in (1, 3)
+                or any(type(n) is not int or not 1 <= n < 2**31 for n in shape)
+                or type(mirror) is not bool):
+            raise InputError(f"{path}: about.json does not say the shape of its features")
+        self.frame_shape, self.views = tuple(shape), 1 + mirror
         self.lines: dict[tuple[str, int], _Line] = {}
         self.end = 0
         self._verified: set[_Line] = set()
@@ -170,22 +174,34 @@ class StoreFiles:
         self._read()
 
     def _read(self) -> None:
-        data = self.index.read_bytes() if self.index.exists() else b""
-        size = self.features.stat().st_size if self.features.exists() else 0
+        data = read_bytes(self.index) if os.path.lexists(self.index) else b""
+        size = 0
+        if os.path.lexists(self.features):
+            if not self.features.is_file():
+                raise InputError(f"{self.features}: not a file")
+            size = self.features.stat().st_size
         self._index_bytes = data.rfind(b"\n") + 1  # what follows, a killed writer was at
-        for number, text in enumerate(data[: self._index_bytes].splitlines(), start=1):
-            try:
-                line = _Line(**json.loads(text))
-                fits = (isinstance(line.name, str) and line.frames > 0 and line.offset >= 0
-                        and line.offset % NUMBER.itemsize == 0)
-            except (ValueError, TypeError):
-                fits = False
-            if not fits:
+        for number, text in enumerate(data[: self._index_bytes].split(b"\n")[:-1], start=1):
+            line = self._parse(text)
+            if line is None:
                 raise InputError(f"{self.index}: line {number} is damaged; without it, its video "
                                  "is made again")
             if self._end(line) > size:
                 raise self._damaged(line, f"they end at byte {self._end(line)}, the file at {size}")
             self._note(line)
+
+    def _parse(self, text: bytes) -> _Line | None:
+        """The line that `text` is; None where it is none, or its numbers lie on another's."""
+        try:
+            line = _Line(**parse_json(text, self.index))
+        except (InputError, TypeError):
+            return None
+        numbers = (line.frames, line.size, line.offset, line.checksum)
+        if not isinstance(line.name, str) or any(
+                type(number) is not int or not 0 <= number < 2**63 for number in numbers):
+            return None
+        in_order = line.offset >= self.end and line.offset % NUMBER.itemsize == 0
+        return line if line.frames and in_order else None
 
     def _note(self, line: _Line) -> None:
         self.lines[line.name, line.frames] = line

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from recres.errors import InputError
 from recres.random import generator
 from recres.video import augment, colour
 from recres.video.decode import VideoError
+from recres.video.frame_store import FrameStore
 from recres.video.sample import chunk_starts, segment_indices
 from recres.video.source import FrameSource
 
@@ -56,7 +58,10 @@ class Videos:
         self.split, self.config = split, config
         listed = (*split.train, *split.test)
         self.source = source or FrameSource(listed, config.frame_step, config.context,
-                                            _frame_bytes(), config.input, config.flow_length)
+                                            _frame_bytes(), config.input, config.flow_length,
+                                            FrameStore(config.frames) if config.frames else None)
+        if self.source.store is not None:
+            self.source.store.require(config.frame_step, config.context, config.image_size)
         if found is None:
             results = self.source.scan(config.threads, config.skip_bad, progress)
             found = {video.name: str(result) if isinstance(result, VideoError) else result
@@ -159,15 +164,18 @@ class FrameLoader:
         config, size = self.config, self.config.image_size
         out = np.empty((len(chunks), config.context, size, size, self.source.channels), np.uint8)
         for place, chunk in zip(out, chunks, strict=True):
-            frames = self.source.frames(chunk.video, backwards)
+            choose = partial(self._places, chunk, epoch)
+            frames = self.source.some(chunk.video, choose, backwards)
             views = self.views(frames.shape[1], frames.shape[2], chunk, epoch)
-            indices = frame_indices(chunk, len(frames), config, epoch)
-            for i, target in zip(indices, place, strict=True):
-                augment.apply(frames[i : i + 1], next(views), size, target[None], self.is_flow)
+            for frame, target in zip(frames, place, strict=True):
+                augment.apply(frame[None], next(views), size, target[None], self.is_flow)
             if epoch is not None and config.colour_jitter:
                 rng = generator(config.seed, epoch, chunk.number, "colour")
                 colour.apply(place, colour.draw_matrix(rng, config.colour_jitter))
         return augment.normalise(out, self.convention)
+
+    def _places(self, chunk: Chunk, epoch: int | None, count: int) -> Sequence[int]:
+        return frame_indices(chunk, count, self.config, epoch)
 
     def arguments(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """See `Loader`."""

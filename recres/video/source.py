@@ -1,4 +1,7 @@
-"""What the network is shown of a data set's videos, kept in memory up to a bound."""
+"""What the network is shown of a data set's videos, kept in memory up to a bound.
+
+It comes from the video files or, decoded before, from a store of frames (`frame_store`).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,16 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import cached_property
 
 import numpy as np
 
 from recres.datasets import Video
+from recres.errors import InputError
 from recres.video.decode import VideoError, sample_video
 from recres.video.dynamic import sample_dynamic
 from recres.video.flow import count_flow, sample_flow
+from recres.video.frame_store import FrameStore
 from recres.video.prefetch import Prefetcher
 
 INPUTS = ("frames", "flow", "dynamic")
@@ -28,10 +34,13 @@ class FrameSource:
 
     The videos used last stay in memory, up to `max_bytes` together; the others are decoded again
     when asked for. A video that two threads ask for at once is decoded once.
+
+    store: where the frames are read instead of decoding videos. InputError where it was made with
+    other settings, of other videos, or for another input.
     """
 
     def __init__(self, videos: Sequence[Video], step: int, context: int, max_bytes: int,
-                 input: str = "frames", flow_length: int = 10):
+                 input: str = "frames", flow_length: int = 10, store: FrameStore | None = None):
         for name, value, least in (
             ("step", step, 1),
             ("context", context, 1),
@@ -48,6 +57,13 @@ class FrameSource:
         self.max_bytes = max_bytes
         self.input = input
         self.flow_length = flow_length
+        if store is not None:
+            if input != "frames":
+                raise InputError(f"{store.path}: has sampled frames alone, but input {input} is "
+                                 "made of all frames of a video")
+            store.require(step, context)
+            store.match(self.videos)
+        self.store = store
         self._lock = threading.Lock()
         # By index and whether it is played backwards; the one used last comes last.
         self._kept: OrderedDict[tuple[int, bool], np.ndarray] = OrderedDict()
@@ -62,6 +78,11 @@ class FrameSource:
         """Of what stands for a frame."""
         return 2 * self.flow_length if self.input == "flow" else 3
 
+    @property
+    def pixels(self) -> str | None:
+        """How its frames are not exactly those of the videos; None where they are."""
+        return self.store.settings.pixels if self.store is not None else None
+
     def frames(self, index: int, backwards: bool = False) -> np.ndarray:
         """The sampled frames of a video, (n, H, W, C) uint8, read-only, n >= context, except that
         a dynamic image is one.
@@ -73,6 +94,26 @@ class FrameSource:
             frames = self._get((index, False))
             return frames[::-1] if backwards else frames
         return self._get((index, backwards))
+
+    def some(self, index: int, choose: Callable[[int], Sequence[int]],
+             backwards: bool = False) -> np.ndarray:
+        """Of `frames(index, backwards)` those whose places choose(how many there are) gives.
+
+        From a store that is too big for the memory that there is, only these are decoded.
+        """
+        if self.store is None or self._fits:
+            frames = self.frames(index, backwards)
+            return frames[list(choose(len(frames)))]
+        count = self.store.count(self.videos[index], self.context)
+        places = choose(count)
+        if backwards:
+            places = [count - 1 - place for place in places]
+        return self.store.frames(self.videos[index], self.context, places)
+
+    @cached_property
+    def _fits(self) -> bool:
+        """Whether the frames of all videos, from the store, have room in memory."""
+        return self.store is not None and self.store.decoded_bytes(self.videos) <= self.max_bytes
 
     def _get(self, key: tuple[int, bool]) -> np.ndarray:
         with self._lock:
@@ -100,6 +141,8 @@ class FrameSource:
         return frames
 
     def _sample(self, index: int, backwards: bool) -> np.ndarray:
+        if self.store is not None:
+            return self.store.frames(self.videos[index], self.context)
         path = self.videos[index].path
         if self.input == "flow":
             return sample_flow(path, self.step, self.context, self.flow_length, backwards)
@@ -122,7 +165,8 @@ class FrameSource:
         skip_bad: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[int | VideoError]:
-        """Decode every video once: for each, its number of sampled frames or what is wrong with it.
+        """For each video, its number of sampled frames or what is wrong with it: every one is
+        decoded once, unless there is a store, whose index says it.
 
         Raises the first VideoError, in the order of the videos, unless skip_bad. `progress` is
         called with the number of videos done and of all. What fits into memory stays there, except
@@ -140,6 +184,8 @@ class FrameSource:
 
     def _count(self, index: int) -> int | VideoError:
         try:
+            if self.store is not None:
+                return self.store.count(self.videos[index], self.context)
             if self.input == "flow":
                 return count_flow(self.videos[index].path, self.step, self.context)
             return len(self.frames(index))

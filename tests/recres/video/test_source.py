@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from recres.datasets import Video
+from recres.errors import InputError
 from recres.video import source as module
 from recres.video.decode import VideoError
 from recres.video.dynamic import sample_dynamic
 from recres.video.flow import sample_flow
+from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
 from recres.video.source import FrameSource
 
 LENGTHS = (30, 12, 3, 1)
@@ -179,6 +181,98 @@ def test_scanning_flow_counts_without_computing_it(videos, monkeypatch):
     videos[2].path.write_bytes(b"")
     assert str(source.scan(skip_bad=True)[2]).endswith("3.avi: empty (0 bytes)")
     assert FrameSource(videos[:2], 10, 2, 10**9, input="dynamic").scan() == [1, 1]
+
+
+@pytest.fixture
+def stored(videos, tmp_path):
+    """stored(**settings): a store of the videos, made at step 10 for context 3, in raw frames."""
+
+    def make(**settings):
+        made = Settings(**{"frame_step": 10, "context": 3, "codec": "raw", "quality": None}
+                        | settings)
+        with FrameStoreWriter(tmp_path / "store", made) as writer:
+            for video in writer.missing(videos):
+                writer.add(*encode_video(video, made))
+        return FrameStore(tmp_path / "store")
+
+    return make
+
+
+@pytest.mark.parametrize("context", [1, 2, 3])
+@pytest.mark.parametrize("max_bytes", [0, 6 * FRAME, 10**9])
+def test_raw_frames_of_a_store_are_those_of_the_videos(videos, decoded, stored, context, max_bytes):
+    expected = FrameSource(videos, 10, context, 10**9)
+    source = FrameSource(videos, 10, context, max_bytes, store=stored())
+    counts = expected.scan()
+    decoded.clear()
+    assert source.scan(2) == counts and source.channels == 3 and len(source) == 4
+    for index, count in enumerate(counts):
+        for backwards in (False, True):
+            whole = expected.frames(index, backwards)
+            np.testing.assert_array_equal(source.frames(index, backwards), whole)
+            assert not source.frames(index).flags.writeable
+            for places in ([count - 1, 0], range(count)):
+                for each in (source, expected):
+                    some = each.some(index, {count: places}.__getitem__, backwards)
+                    np.testing.assert_array_equal(some, whole[list(places)])
+    assert decoded == []
+
+
+def test_of_a_store_too_big_for_the_memory_only_what_is_asked_for_is_decoded(videos, stored,
+                                                                             monkeypatch):
+    store, images = stored(codec="jpeg", quality=90), []
+    original = FrameStore._decode_image
+
+    def decode(self, line, place, data, out):
+        images.append(place)
+        original(self, line, place, data, out)
+
+    monkeypatch.setattr(FrameStore, "_decode_image", decode)
+    small, large = (FrameSource(videos, 10, 2, size, store=store) for size in (FRAME, 10**9))
+    for _ in range(2):
+        first = small.some(0, lambda count: [count - 1])
+    assert images == [2, 2]
+    images.clear()
+    for _ in range(2):
+        np.testing.assert_array_equal(large.some(0, lambda count: [2]), first)
+    assert images == [0, 1, 2]
+
+
+def test_threads_get_the_same_frames_of_jpeg(videos, stored):
+    store = stored(codec="jpeg", quality=80)
+    expected = [FrameSource(videos, 10, 2, 0, store=store).frames(i) for i in range(4)]
+    source = FrameSource(videos, 10, 2, 4 * FRAME, store=store)
+    order = np.random.default_rng(0).integers(0, 4, 100)
+    with ThreadPoolExecutor(4) as pool:
+        for i, frames in zip(order, pool.map(source.frames, order), strict=True):
+            np.testing.assert_array_equal(frames, expected[i])
+
+
+def test_a_store_that_does_not_fit_is_refused(videos, stored):
+    store = stored()
+    for arguments, text in (
+        ((videos, 5, 2, 0), "made with frame_step 10, wanted is 5"),
+        ((videos, 10, 4, 0), "made for context up to 3, wanted is 4"),
+        ((videos, 10, 2, 0, "flow"), "has sampled frames alone, but input flow is made of all"),
+        ((videos, 10, 2, 0, "dynamic"), "has sampled frames alone, but input dynamic is"),
+        (((*videos, videos[0]._replace(name="new")), 10, 2, 0), "lacks 1 of 5 videos"),
+    ):
+        with pytest.raises(InputError, match=text):
+            FrameSource(*arguments, store=store)
+    videos[1].path.write_bytes(b"another")
+    with pytest.raises(InputError, match="made of another .*12.avi"):
+        FrameSource(videos, 10, 2, 0, store=store)
+    videos[1].path.unlink()  # a store can be used where the videos are not
+    FrameSource(videos, 10, 2, 0, store=store).frames(1)
+
+
+def test_scan_of_a_store_notes_bad_videos_as_of_videos(videos, stored):
+    videos[1].path.write_bytes(b"no video")
+    source = FrameSource(videos, 10, 2, 0, store=stored())
+    with pytest.raises(VideoError, match="12.avi: not a video"):
+        source.scan()
+    counts = source.scan(skip_bad=True)
+    assert isinstance(counts.pop(1), VideoError) and counts == [3, 2, 2]
 
 
 def test_what_is_refused():

@@ -1,0 +1,86 @@
+"""Decoding in processes of their own, so that no video file can end the one that asks.
+
+FFmpeg is a large C library, and a video file comes from a stranger: a crash within it is one more
+thing that can be wrong with a file.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import cv2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int,
+                 crashed: Callable[[Item], Result]) -> Iterator[Result]:
+    """function(item) for each item, in their order, by as many processes as there are `workers`;
+    one worker is this process.
+
+    An item at which a process dies has the result crashed(item), and the others go on. At most
+    three results a worker are held. The processes end with this one, however it ends.
+    """
+    if workers < 1:
+        raise ValueError(f"workers is {workers}, expected at least 1")
+    if workers == 1:
+        yield from map(function, items)
+        return
+    left = deque(items)
+    workers = min(workers, len(left))
+    while left:
+        pending: deque[tuple[Item, Future[Result]]] = deque()
+        pool = _pool(workers)
+        try:
+            while left or pending:
+                while left and len(pending) < 3 * workers:
+                    pending.append((left[0], pool.submit(function, left[0])))
+                    left.popleft()
+                result = pending[0][1].result()
+                pending.popleft()
+                yield result
+        except BrokenProcessPool:
+            # Which item it was is not known: each that was under way is tried by itself.
+            for item, future in pending:
+                done = future.done() and future.exception() is None
+                yield future.result() if done else _alone(function, item, crashed)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _alone(function: Callable[[Item], Result], item: Item,
+           crashed: Callable[[Item], Result]) -> Result:
+    with _pool(1) as pool:
+        try:
+            return pool.submit(function, item).result()
+        except BrokenProcessPool:
+            return crashed(item)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Not forked: a child with a copy of this process' locks, but not of its threads, may hang.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+
+
+def _begin() -> None:
+    """In a new process: leave Ctrl-C to the parent, and end when it does, even by SIGKILL."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)  # the cores belong to whole videos
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
