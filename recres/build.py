@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from recres.config import Config
 from recres.datasets import Split, figures, ucf101
 from recres.errors import InputError
 from recres.feature_store import FeatureStore, Kind, create_all, encoder, feature_shape, made_by
+from recres.files import parse_json
 from recres.loader import SIDES, FrameLoader, Loader, Videos
 from recres.models import STAGES, VideoResNet, average_pooling, recurrent_resnet
 from recres.models.resnet import BasicBlock, Bottleneck, parts_up_to, stage_number
@@ -25,6 +25,8 @@ from recres.sequences import SequenceLoader
 from recres.video.source import FrameSource
 from tensorlite import nn
 
+CONVENTIONS = ("torch", "caffe")  # see `video.augment.normalise`
+
 
 def read_split(config: Config, log: Callable[[str], object] = print) -> Split:
     """The split of the data set that the options name; the figures are made where they are absent.
@@ -35,9 +37,9 @@ def read_split(config: Config, log: Callable[[str], object] = print) -> Split:
         return ucf101.read(config.root, config.split)
     numbers = {}
     try:
-        settings = json.loads((Path(config.root) / "figures.json").read_text())
+        settings = read_json(Path(config.root) / "figures.json")
         numbers = {name: settings[name] for name in ("seed", "groups", "clips_per_group")}
-    except (OSError, ValueError, LookupError, TypeError):
+    except (InputError, LookupError, TypeError):
         pass  # absent, or `ensure` will say what is wrong with it
     figures.ensure(config.root, **numbers, progress=sys.stderr.isatty(), log=log)
     return figures.read(config.root, config.split)
@@ -203,7 +205,11 @@ def open_model(run: Run, config: Config, path: Path | None = None
         hint = "; the run has not finished an epoch" if path.parent == run.path else ""
         raise InputError(f"{path}: no such file{hint}")
     arrays, about = checkpoint.load_model(path)
-    classes = tuple(json.loads(about["classes"]))
+    classes = parse_json(about["classes"], path)
+    convention = about.get("input_convention")
+    if (not isinstance(classes, list) or not all(isinstance(name, str) for name in classes)
+            or len(set(classes)) < max(len(classes), 1) or convention not in CONVENTIONS):
+        raise InputError(f"{path}: does not say its classes, or how it wants its images")
     model = build_model(config, len(classes))
     checkpoint.restore_model(path, model, arrays)
-    return model.to(config.device), classes, about["input_convention"]
+    return model.to(config.device), tuple(classes), convention

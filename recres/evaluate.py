@@ -8,7 +8,6 @@ in its file, and evaluating it on another split is refused unless --force, which
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from recres.datasets import ucf101
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
 from recres.feature_store import FeatureStore
+from recres.files import parse_json
 from recres.loader import FrameLoader, Loader, Videos
 from recres.runs import Run, write_json
 from recres.scores import write_scores
@@ -108,8 +108,8 @@ def _trained_on(path: Path) -> tuple[Config | None, dict[str, Any] | None]:
     None where the file does not say."""
     _, about = checkpoint.load_model(path)
     try:
-        values = json.loads(about["options"])
-    except (KeyError, ValueError):
+        values = parse_json(about["options"], path)
+    except (KeyError, InputError):
         return None, None
     trained = Config.from_json(values if isinstance(values, Mapping) else {}, str(path))
     return trained, {"data": trained.data, "split": trained.split, "root": trained.root}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from recres import limits
 from recres.config import Config
 from recres.datasets import Split, Video, holdout
 from recres.errors import InputError
@@ -66,9 +67,18 @@ class Videos:
             results = self.source.scan(config.threads, config.skip_bad, progress)
             found = {video.name: str(result) if isinstance(result, VideoError) else result
                      for video, result in zip(listed, results, strict=True)}
+        if not isinstance(found, Mapping):
+            raise InputError(f"{config.root}: what was found in its videos when the run began is "
+                             f"a {type(found).__name__}, expected a count for each")
         for video in listed:
             if video.name not in found:
                 raise InputError(f"{video.path}: not in the data set when the run began")
+            count = found[video.name]
+            most = limits.VIDEO_FRAMES
+            if not isinstance(count, str) and not (type(count) is int
+                                                   and config.context <= count <= most):
+                raise InputError(f"{video.path}: {count!r} frames when the run began, expected "
+                                 f"{config.context} to {most} (recres.limits.VIDEO_FRAMES)")
         self.found = dict(found)
         self.skipped = {name: why for name, why in found.items() if isinstance(why, str)}
         self.counts = {place: count for place, video in enumerate(listed)

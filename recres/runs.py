@@ -28,7 +28,10 @@ from typing import Any
 
 from recres.config import Config
 from recres.errors import InputError
+from recres.files import lines_of, parse_json, read_json
 from tensorlite.io import replacing
+
+__all__ = ["MetricsLog", "Run", "flush_folder", "read_json", "read_metrics", "write_json"]
 
 RUNS = Path("runs")
 
@@ -53,16 +56,6 @@ def flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; InputError when it is absent or is none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from None
 
 
 class Run:
@@ -228,14 +221,10 @@ def read_metrics(path: str | os.PathLike[str], kind: str = "update") -> list[dic
     """
     key = "update" if kind == "update" else "epoch"
     lines: dict[int, dict[str, Any]] = {}
-    try:
-        text = Path(path).read_text(errors="replace")
-    except FileNotFoundError:
-        return []
-    for line in text.splitlines():
+    for line in lines_of(path) if os.path.lexists(path) else ():
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = parse_json(line, path)
+        except InputError:
             continue
         if isinstance(value, dict) and value.get("kind") == kind and type(value.get(key)) is int:
             lines[value[key]] = value

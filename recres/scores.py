@@ -17,7 +17,7 @@ import numpy as np
 
 from recres.errors import InputError
 from recres.metrics import Scores
-from tensorlite.io import replacing
+from tensorlite.io import FormatError, load_npz, replacing
 
 # Far more than the rounding of 101 posteriors in float32, far less than any other mistake.
 SUM_TOLERANCE = 1e-4
@@ -65,7 +65,12 @@ def write_scores(path: str | os.PathLike[str], scores: Scores | SavedScores,
 def read_scores(path: str | os.PathLike[str]) -> SavedScores:
     """Read a score file. InputError, one line that names it, for whatever is wrong with it."""
     path = Path(path)
-    arrays = _read_arrays(path)
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not a score file (no .npz)")
+    try:
+        arrays = load_npz(path, texts=True)
+    except FormatError as error:
+        raise InputError(str(error)) from None
     if missing := [name for name in _FIELDS if name not in arrays]:
         raise InputError(f"{path}: no {missing[0]} in it, expected {', '.join(_FIELDS)}")
     names, labels, posteriors, chunks, classes = (arrays[name] for name in _FIELDS)
@@ -95,22 +100,6 @@ def read_scores(path: str | os.PathLike[str]) -> SavedScores:
 
 
 _KINDS = {"U": "texts", "iu": "integers", "f": "floating-point numbers"}
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    # A damaged archive makes zipfile, zlib and NumPy raise a dozen kinds of errors.
-    try:
-        if not zipfile.is_zipfile(path):
-            raise InputError(f"{path}: not a score file (no .npz)")
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except InputError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path}: cannot be read as scores: {reason}") from None
 
 
 def _check_values(path: Path, scores: SavedScores) -> None:

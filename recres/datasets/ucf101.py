@@ -18,11 +18,12 @@ from pathlib import Path
 
 from recres.datasets import Split, Video
 from recres.errors import InputError
+from recres.files import read_text
 
 SPLITS = (1, 2, 3)
 
 _CLASS = re.compile(r"\w+", re.ASCII)
-_ENTRY = re.compile(r"([^/\\]+)/(v_(\w+)_g(\d+)_c\d+)\.avi", re.IGNORECASE | re.ASCII)
+_ENTRY = re.compile(r"([^/\\]+)/(v_(\w+)_g(\d{1,9})_c\d+)\.avi", re.IGNORECASE | re.ASCII)
 
 
 def read(
@@ -63,16 +64,8 @@ def _find_lists(root: Path) -> Path:
 
 def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield ("file:line", the line's words) for every line of a list that is not blank."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file") from None
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
     empty = True
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if words := line.split():
             empty = False
             yield f"{path}:{number}", words
@@ -82,12 +75,14 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     classes: list[str] = []
+    known: set[str] = set()
     for where, words in _lines(path):
         expected = len(classes) + 1
         if len(words) != 2 or words[0] != str(expected) or not _CLASS.fullmatch(words[1]):
             raise InputError(f"{where}: {' '.join(words)!r}, expected '{expected} <Class>'")
-        if words[1].lower() in (known.lower() for known in classes):
+        if words[1].lower() in known:
             raise InputError(f"{where}: class {words[1]} is there twice")
+        known.add(words[1].lower())
         classes.append(words[1])
     return tuple(classes)
 

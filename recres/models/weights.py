@@ -255,8 +255,8 @@ def _from_keras(arrays: dict[str, np.ndarray]) -> _Contents:
         mean = f"{unit.replace('conv', 'norm')}.running_mean"
         if mean in contents.arrays and contents.arrays[mean].shape == bias.shape:
             with np.errstate(invalid="ignore", over="ignore"):  # `_values` will refuse these
-                kind = np.result_type(contents.arrays[mean], bias, np.float32)
-                contents.arrays[mean] = np.subtract(contents.arrays[mean], bias, dtype=kind)
+                dtype = np.result_type(contents.arrays[mean], bias, np.float32)
+                contents.arrays[mean] = np.subtract(contents.arrays[mean], bias, dtype=dtype)
         elif f"{unit}.weight" in contents.arrays:
             raise InputError(f"the bias of {unit} has no norm of its length to go into")
     return contents

@@ -3,6 +3,9 @@
 The frame count in a header is never believed: a file is decoded to its end. What must not happen
 is that a damaged file passes silently for a short one, so a file that ends before the size it
 declares is refused, as is one that yields no frame at all.
+
+FFmpeg goes by what is in a file, whatever its name: it also plays lists of other files. Only files
+that begin as one of `_CONTAINERS` does are shown to it.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
 
+from recres import limits
 from recres.errors import InputError
 from recres.video.sample import sample_indices
 
@@ -24,6 +29,24 @@ from recres.video.sample import sample_indices
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
 if "OPENCV_LOG_LEVEL" not in os.environ:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+NO_VIDEO, STILL_IMAGE = "not a video that OpenCV can open", "a still image, not a video"
+
+# How files of video begin, from the given byte on. All text is absent: lists of files are texts.
+_CONTAINERS = (
+    (0, b"RIFF"),  # AVI
+    *((4, kind) for kind in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")),  # MP4
+    (0, b"\x1a\x45\xdf\xa3"),  # Matroska, WebM
+    (0, b"FLV\x01"),
+    (0, b"OggS"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),  # ASF, WMV
+    (0, b"\x06\x0e\x2b\x34"),  # MXF
+    (0, b"\x00\x00\x01"),  # MPEG program or elementary stream
+    (0, b"\x00\x00\x00\x01"),  # raw H.264 or H.265
+    (0, b"GIF8"),
+)
+_TRANSPORT = (188, 192)  # bytes of a packet of an MPEG transport stream, each beginning with 0x47
 
 
 class VideoError(InputError):
@@ -68,11 +91,16 @@ def iter_frames(path: str | os.PathLike[str], step: int = 1) -> Iterator[tuple[i
 
 def _read(path: str | os.PathLike[str], step: int) -> tuple[np.ndarray, int]:
     """The sampled frames and the number of frames in the file."""
-    frames, total = [], 0
+    frames, total, nbytes = [], 0, 0
     for index, frame in _decode(path, step):
         total = index + 1
         if frame is not None:
             frames.append(frame)
+            nbytes += frame.nbytes
+            if nbytes > limits.VIDEO_BYTES:
+                raise VideoError(path, f"too large: {len(frames)} frames have {nbytes} bytes, more "
+                                       f"than the {limits.VIDEO_BYTES} of "
+                                       "recres.limits.VIDEO_BYTES")
     return np.stack(frames), total
 
 
@@ -87,9 +115,14 @@ def _decode(path: str | os.PathLike[str], step: int) -> Iterator[tuple[int, np.n
     capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
     try:
         if not capture.isOpened():
-            raise VideoError(path, "not a video that OpenCV can open")
+            raise VideoError(path, NO_VIDEO)
         shape, index = None, 0
+        _check_size(path, capture)  # before the memory of a frame is taken
         while capture.grab():
+            _check_size(path, capture)
+            if index >= limits.VIDEO_FRAMES:
+                raise VideoError(path, f"more than the {limits.VIDEO_FRAMES} frames of "
+                                       "recres.limits.VIDEO_FRAMES")
             frame = None
             if index % step == 0:
                 ok, frame = capture.retrieve()
@@ -109,11 +142,44 @@ def _decode(path: str | os.PathLike[str], step: int) -> Iterator[tuple[int, np.n
         if index == 0:
             raise VideoError(path, "corrupt: no frame can be decoded")
         if index == 1 and cv2.haveImageReader(os.path.abspath(path)):
-            raise VideoError(path, "a still image, not a video")
+            raise VideoError(path, STILL_IMAGE)
     except cv2.error as error:
         raise VideoError(path, f"corrupt: OpenCV says {error.err}") from error
     finally:
         capture.release()
+
+
+def _check_size(path: str | os.PathLike[str], capture: cv2.VideoCapture) -> None:
+    _refuse_size(path, int(capture.get(cv2.CAP_PROP_FRAME_WIDTH)),
+                 int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)))
+
+
+def _refuse_size(path: str | os.PathLike[str], width: int, height: int) -> None:
+    if width * height > limits.VIDEO_PIXELS:
+        raise VideoError(path, f"frames of {width}x{height} pixels, more than the "
+                               f"{limits.VIDEO_PIXELS} of recres.limits.VIDEO_PIXELS")
+
+
+def _too_long_chunk(file: BinaryIO, head: bytes, size: int) -> tuple[str, int] | None:
+    """Name and length of an AVI's outermost part that would reach past its end: FFmpeg takes as
+    much memory for some of them before it reads."""
+    end = min(size, int.from_bytes(head[4:8], "little") + 8) if head[:4] == b"RIFF" else 0
+    at = 12
+    for _ in range(100):  # there are about five
+        if at + 8 > end:
+            break
+        file.seek(at)
+        name, length = file.read(4), int.from_bytes(file.read(4), "little")
+        at += 8 + length + length % 2
+        if at - length % 2 > end:
+            return ascii(name)[2:-1], length
+    return None
+
+
+def _is_container(head: bytes) -> bool:
+    return any(head.startswith(magic, at) for at, magic in _CONTAINERS) or any(
+        head[at : at + 1] == head[at + size : at + size + 1] == b"G"
+        for size in _TRANSPORT for at in (0, 4))
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:
@@ -125,9 +191,12 @@ def _check_file(path: str | os.PathLike[str]) -> None:
         if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
             raise VideoError(path, "not a regular file")
         with open(path, "rb") as file:
-            head = file.read(8)
+            head = file.read(4096)
             size = file.seek(0, os.SEEK_END)
-    except FileNotFoundError:
+            long = _too_long_chunk(file, head, size)
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a NUL in the name
+        if isinstance(error, VideoError):
+            raise
         raise VideoError(path, "no such file") from None
     except OSError as error:
         reason = error.strerror or type(error).__name__
@@ -138,9 +207,20 @@ def _check_file(path: str | os.PathLike[str]) -> None:
         os.fspath(path).encode()
     except UnicodeEncodeError:  # OpenCV 5.0 ends the process on such a name
         raise VideoError(ascii(os.fspath(path)), "the name is not valid UTF-8") from None
+    if not _is_container(head):
+        still = cv2.haveImageReader(os.path.abspath(path))
+        raise VideoError(path, STILL_IMAGE if still else NO_VIDEO)
     # FFmpeg plays a file that was cut off up to the cut, without a word. AVI files, such as
     # UCF-101's, say how long they are (all ones: their writer could not go back and say so).
-    if head[:4] == b"RIFF" and head[4:] != b"\xff\xff\xff\xff":
-        declared = int.from_bytes(head[4:], "little") + 8
+    if head[:4] == b"RIFF" and head[4:8] != b"\xff\xff\xff\xff":
+        declared = int.from_bytes(head[4:8], "little") + 8
         if declared > size:
             raise VideoError(path, f"cut short: {size} bytes of {declared}")
+        if long is not None:
+            raise VideoError(path, f"corrupt: its part {long[0]!r} claims {long[1]} bytes")
+        # Opening the file, FFmpeg takes memory for a frame of the size that an AVI declares (of
+        # whatever file, at most for 2^28 pixels, its own bound).
+        stream = head.find(b"strf", head.find(b"vids") + 1)
+        if stream > 0 and len(head) >= stream + 20:
+            _refuse_size(path, *(abs(int.from_bytes(head[at : at + 4], "little", signed=True))
+                                 for at in (stream + 12, stream + 16)))

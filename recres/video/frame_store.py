@@ -38,6 +38,7 @@ import numpy as np
 from recres import limits
 from recres.datasets import Video
 from recres.errors import InputError
+from recres.files import read_bytes, read_json
 from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import sample_indices
 from tensorlite.io import replacing
@@ -140,7 +141,8 @@ class Line:
         if not isinstance(line.sha256, str | None) or type(line.modified) not in (int, type(None)):
             raise ValueError("sha256 is no text, or modified no number")
         numbers = (line.label, line.frames, line.height, line.width, line.shard, line.offset,
-                   line.checksum, line.total or 0, line.file_size or 0, *line.sizes)
+                   line.checksum, *(0 if number is None else number
+                                    for number in (line.total, line.file_size)), *line.sizes)
         if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
             raise ValueError("a number in it is none that can be")
         if line.bad is None:
@@ -282,10 +284,7 @@ class FrameStore:
                              "video is decoded again by recres.data prepare")
 
     def _read_index(self) -> None:
-        try:
-            data = self.index.read_bytes() if self.index.exists() else b""
-        except OSError as error:
-            raise InputError(f"{self.index}: {error.strerror}") from None
+        data = read_bytes(self.index) if os.path.lexists(self.index) else b""
         self.index_bytes = data.rfind(b"\n") + 1  # what follows, a killed writer was at
         for number, text in enumerate(data[: self.index_bytes].split(b"\n")[:-1], start=1):
             try:
@@ -411,6 +410,8 @@ class FrameStore:
     def _read(self, line: Line, begin: int, end: int) -> bytes:
         path = self.shard(line.shard)
         try:
+            if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+                raise InputError(f"{path}: not a file")
             with open(path, "rb", buffering=0) as file:
                 size = os.fstat(file.fileno()).st_size
                 if size < line.end:  # before as much memory is asked for
@@ -441,13 +442,9 @@ class FrameStore:
 
 def _read_about(path: Path) -> dict[str, Any]:
     file = path / "about.json"
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no store of frames there (no about.json)") from None
-    except (OSError, ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"{file}: cannot be read as JSON: {why}") from None
+    if not os.path.lexists(file):
+        raise InputError(f"{path}: no store of frames there (no about.json)")
+    about = read_json(file)
     found = about.get("format") if isinstance(about, dict) else None
     if found != FORMAT:
         raise InputError(f"{file}: format is {found!r}, expected {FORMAT!r}")

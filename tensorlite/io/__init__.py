@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tensorlite.io import torch_pickle
+from tensorlite.io import limits, torch_pickle
 from tensorlite.io.archive import check_expansion, open_archive, read_member
 
 __all__ = [
@@ -29,7 +29,9 @@ __all__ = [
     "from_oi",
     "from_oihw",
     "load_arrays",
+    "load_npz",
     "load_safetensors",
+    "one_line",
     "save_safetensors",
     "to_oi",
     "to_oihw",
@@ -56,11 +58,23 @@ _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+_LONGEST = 1000  # characters of a message
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[a-z0-9]+$")
+
+
+def one_line(text: str) -> str:
+    """A message that quotes what came from outside: new lines and whatever else cannot be printed
+    escaped, and cut in its middle where it is long."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 3 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class FormatError(ValueError):
     """A file that is not what it should be; one line, starting with the file's name."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 def load_arrays(path: str | os.PathLike[str]) -> Arrays:
@@ -76,12 +90,20 @@ def load_arrays(path: str | os.PathLike[str]) -> Arrays:
         return load_safetensors(path)[0]
     if suffix in (".h5", ".hdf5"):
         return _load_h5(path)
-    readers = {".npz": _read_npz, ".pth": torch_pickle.read, ".pt": torch_pickle.read}
-    if suffix not in readers:
+    if suffix == ".npz":
+        return load_npz(path)
+    if suffix not in (".pth", ".pt"):
         known = ".safetensors, .npz, .pth, .pt or .h5"
         raise FormatError(f"{path}: suffix {suffix!r}, expected {known}")
     with _one_line(path):
-        return readers[suffix](path.read_bytes())
+        return torch_pickle.read(path.read_bytes())
+
+
+def load_npz(path: str | os.PathLike[str], texts: bool = False) -> Arrays:
+    """Read an .npz file of numbers and, if asked for, of texts. Raises FormatError."""
+    path = Path(path)
+    with _one_line(path):
+        return _read_npz(path.read_bytes(), "biufU" if texts else "biuf")
 
 
 def load_safetensors(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
@@ -202,14 +224,16 @@ def _one_line(path: Path) -> Iterator[None]:
     """
     if not path.is_file():  # a folder, a pipe (which would never end), nothing at all
         raise FormatError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-    if path.stat().st_size == 0:
+    if not (size := path.stat().st_size):
         raise FormatError(f"{path}: the file is empty")
+    if size > limits.FILE_BYTES:
+        raise FormatError(f"{path}: {size} bytes, more than the {limits.FILE_BYTES} of "
+                          "tensorlite.io.limits.FILE_BYTES")
     try:
         yield
     except Exception as error:
         text = str(error) if isinstance(error, (ValueError, OSError)) else ""
-        text = " ".join((text or f"damaged or not in its format ({error!r})").split())
-        text = "".join(c if c.isprintable() else "?" for c in text)[:300]
+        text = " ".join((text or f"damaged or not in its format ({error!r})").split())[:300]
         raise FormatError(f"{path}: cannot be read: {text}") from error
 
 
@@ -220,28 +244,39 @@ def _typed_array(name: str, tensor: Mapping) -> np.ndarray:
     return flat.reshape(tensor["shape"])
 
 
-def _read_npz(data: bytes) -> Arrays:
+def _read_npz(data: bytes, kinds: str) -> Arrays:
     archive = open_archive(data)
-    return {
-        info.filename.removesuffix(".npy"): _read_npy(archive, info) for info in archive.infolist()
-    }
+    arrays: Arrays = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name in arrays:
+            raise ValueError(f"the array {name!r} is there twice")
+        arrays[name] = _read_npy(archive, info, kinds)
+    return arrays
 
 
-def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, kinds: str) -> np.ndarray:
     member = read_member(archive, info)
     stream = io.BytesIO(member)
     version = np.lib.format.read_magic(stream)
     if version not in _NPY_HEADERS:
         raise ValueError(f"{info.filename!r} has the unknown .npy version {version}")
     shape, fortran, dtype = _NPY_HEADERS[version](stream)
-    if dtype.kind not in "biuf":  # before a byte of it is looked at: objects are pickles
-        raise ValueError(f"{info.filename!r} has the type {dtype}, expected numbers")
+    if dtype.kind not in kinds:  # before a byte of it is looked at: objects are pickles
+        expected = "numbers or texts" if "U" in kinds else "numbers"
+        raise ValueError(f"{info.filename!r} has the type {dtype}, expected {expected}")
+    if not dtype.itemsize:  # empty texts: any number of them in no bytes
+        raise ValueError(f"{info.filename!r} has elements of no size")
     if min(shape, default=0) < 0:  # which np.ndarray takes for "as many as there are"
         raise ValueError(f"{info.filename!r} claims the shape {shape}")
     start = stream.tell()
     array: np.ndarray = np.ndarray(shape, dtype, member, start, order="F" if fortran else "C")
     if array.nbytes != len(member) - start:
         raise ValueError(f"{info.filename!r} does not hold the {shape} numbers that it claims")
+    if dtype.kind == "U":  # NumPy crashes on texts of numbers that are no characters
+        codes = np.frombuffer(member, dtype.byteorder.replace("|", "=") + "u4", offset=start)
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+            raise ValueError(f"{info.filename!r} has texts that are none")
     return array.astype(np.float32) if dtype == np.float16 else array
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 
-ROOM = 256 * 2**20  # bytes that any file may unpack to, however small
-RATIO = 100  # … and how much larger than itself a larger one may get; real weights stay under 2
+from tensorlite.io import limits
 
 
 def open_archive(data: bytes) -> zipfile.ZipFile:
@@ -33,5 +32,5 @@ def read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
 
 def check_expansion(unpacked: int, packed: int) -> None:
     """Raise ValueError where `packed` bytes on disk claim an implausible `unpacked` bytes."""
-    if unpacked > ROOM + RATIO * packed:
+    if unpacked > limits.ROOM + limits.RATIO * packed:
         raise ValueError(f"{packed} bytes claim to unpack to {unpacked}")

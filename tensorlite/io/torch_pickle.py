@@ -26,6 +26,8 @@ from tensorlite.io.archive import open_archive, read_member
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_DIMENSIONS = 32
+# Larger integers can be chosen to have one hash, and a dict of these takes quadratic time.
+_MOST_KEY = 2**60
 _STORAGES = {
     "Float": "f4",
     "Double": "f8",
@@ -221,6 +223,8 @@ def _interpret(stream: io.BytesIO, used: dict[str, _Storage] | None = None) -> A
             case name if name in _FRESH:
                 stack.append(_FRESH[name]())
             case name if name in _STORE:
+                if argument >= _MOST_KEY:
+                    raise ValueError("its pickle has a place that is none")
                 memo[argument] = stack[-1]
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
@@ -361,6 +365,8 @@ def _as(kind: type, value: Any) -> Any:
 def _set(target: Any, key: Any, value: Any) -> None:
     if not isinstance(key, (str, int, float, type(None))):
         raise ValueError(f"its pickle has a {type(key).__name__} for a key")
+    if isinstance(key, int) and abs(key) >= _MOST_KEY:
+        raise ValueError("its pickle has a key of many digits")
     _as(dict, target)[key] = value
 
 

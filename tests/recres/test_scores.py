@@ -63,7 +63,7 @@ def test_a_file_stays_when_writing_fails(tmp_path, monkeypatch):
     ({"posteriors": np.ones((2, 3, 1)) / 3}, "posteriors is an array of float64 with the shape"),
     ({"labels": np.array([0.0, 2.0])}, "expected 1 dimension of integers"),
     ({"names": np.array([1, 2])}, "expected 1 dimension of texts"),
-    ({"names": np.array(["a", None], object)}, "Object arrays cannot be loaded"),
+    ({"names": np.array(["a", None], object)}, "has the type object, expected numbers or texts"),
     ({"posteriors": np.ones((2, 4)) / 4}, r"posteriors of the shape (2, 4), expected (2, 3)"),
     ({"labels": np.array([0, 1, 2])}, "3 labels"),
     ({"chunks": np.array([1])}, "1 counts of chunks"),
@@ -103,7 +103,7 @@ def test_a_torn_archive_or_no_file_at_all(tmp_path):
     data = bytearray(path.read_bytes())
     data[200:260] = bytes(60)
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"s\.npz: cannot be read as scores"):
+    with pytest.raises(InputError, match=r"s\.npz: cannot be read: "):
         read_scores(path)
     for other, reason in ((tmp_path, "not a file"), (tmp_path / "none.npz", "no such file")):
         with pytest.raises(InputError, match=reason):

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tensorlite.io as tio
-from tensorlite.io import archive
+from tensorlite.io import limits
 from tensorlite.io.torch_pickle import decode
 
 RNG = np.random.default_rng(7)
@@ -247,7 +247,7 @@ def test_npy_headers_that_lie(tmp_path, header):
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "a.npz", w=np.zeros(2**18))
     assert tio.load_arrays(tmp_path / "a.npz")["w"].size == 2**18
-    monkeypatch.setattr(archive, "ROOM", 2**20)
+    monkeypatch.setattr(limits, "ROOM", 2**20)
     assert "unpack" in refusal(tmp_path / "a.npz")
 
 

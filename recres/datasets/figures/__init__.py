@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from recres.datasets.figures import actor, pose, scene
 from recres.errors import InputError
+from recres.files import read_json
 from recres.random import generator
 from tensorlite.io import replacing
 
@@ -387,9 +388,9 @@ def ensure(
         generate(root, seed, clips_per_group, groups, workers, progress)
         return
     try:
-        found = json.loads((root / _SETTINGS).read_text())
+        found = read_json(root / _SETTINGS)
         different = [key for key in wanted if found.get(key) != wanted[key]]
-    except (ValueError, AttributeError, OSError) as error:
+    except (InputError, AttributeError) as error:
         raise InputError(f"{root / _SETTINGS}: not the settings of a data set: {error}") from error
     if different:
         here = ", ".join(f"{key} {found.get(key)}" for key in different)

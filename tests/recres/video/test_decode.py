@@ -144,6 +144,9 @@ class Frames:
         frame = self.frames.pop(0)
         return frame is not None, frame
 
+    def get(self, which):
+        return {cv2.CAP_PROP_FRAME_WIDTH: 48.0, cv2.CAP_PROP_FRAME_HEIGHT: 32.0}[which]
+
     def release(self):
         self.frames = None
 

@@ -1,0 +1,88 @@
+"""Text files from outside, read with one-line errors: lists of videos, and JSON.
+
+What is no regular file is not opened (a pipe would never end), and what is larger than
+`limits.TEXT_BYTES` is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+from recres import limits
+from recres.errors import InputError
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a small file. InputError where there is none, or more than TEXT_BYTES."""
+    try:
+        # (the name might be another file's a moment later: what is opened is looked at)
+        with open(path, "rb", opener=_at_once) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise InputError(f"{os.fspath(path)}: not a file")
+            if about.st_size > limits.TEXT_BYTES:
+                raise InputError(f"{os.fspath(path)}: {about.st_size} bytes, more than the "
+                                 f"{limits.TEXT_BYTES} of recres.limits.TEXT_BYTES")
+            return file.read(about.st_size)
+    except (OSError, ValueError) as error:
+        raise _refusal(path, error) from None
+
+
+def _refusal(path: str | os.PathLike[str], error: Exception) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return InputError(f"{os.fspath(path)}: no such file")
+    # (ValueError: of a NUL in the name)
+    return InputError(f"{os.fspath(path)}: {getattr(error, 'strerror', None) or error}")
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A text in UTF-8, with or without a mark at its beginning. InputError as `read_bytes`."""
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{os.fspath(path)}: not a text file") from None
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file. InputError where it is absent or is none."""
+    return parse_json(read_bytes(path), os.fspath(path))
+
+
+def parse_json(text: str | bytes, where: str | os.PathLike[str]) -> Any:
+    """The value of a JSON text. InputError, naming `where`, if it is none, is nested too deep to
+    be read, or has texts that cannot be written (half a surrogate pair)."""
+    try:
+        value = json.loads(text)
+        if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except RecursionError:
+        raise InputError(f"{where}: cannot be read as JSON: nested too deep") from None
+    except ValueError as error:
+        raise InputError(f"{where}: cannot be read as JSON: {error}") from None
+
+
+def lines_of(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The lines of a log of any length, one at a time, but for those longer than TEXT_BYTES. Raises
+    InputError as `read_bytes` does."""
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise InputError(f"{os.fspath(path)}: not a file")
+            while line := file.readline(limits.TEXT_BYTES + 1):
+                if len(line) > limits.TEXT_BYTES:
+                    raise InputError(f"{os.fspath(path)}: a line of more than {limits.TEXT_BYTES} "
+                                     "bytes (recres.limits.TEXT_BYTES)")
+                yield line
+    except (OSError, ValueError) as error:
+        raise _refusal(path, error) from None

@@ -1,0 +1,377 @@
+"""Every reader of files from outside: how a valid scene is made, what of it is damaged, what reads
+it, and what may come of that.
+
+A reader makes its scene once in a folder of its own. Its files are damaged one at a time and put
+back; `read` then reads the scene as a command would.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recres import build, checkpoint, evaluate, scores
+from recres.config import Config, resolve
+from recres.datasets import Split, figures, ucf101
+from recres.errors import InputError
+from recres.feature_store import StoreFiles
+from recres.loader import Videos
+from recres.models import resnet18
+from recres.models.weights import load_pretrained
+from recres.runs import Run, read_json, read_metrics, write_json
+from recres.video.decode import sample_video
+from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
+from tensorlite import nn
+from tensorlite.io import FormatError, load_arrays, save_safetensors
+from tensorlite.optim import Adam
+from tests.fuzz import mutate
+
+CLASSES = ("Walk", "Run", "Wave")
+ERRORS = (InputError, FormatError)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """make(folder) → the files to damage; read(folder) → what was read; check(folder, it) asserts
+    that this is a correct result. cases: how many in the default profile, by what they cost."""
+
+    name: str
+    cases: int
+    make: Callable[[Path], Sequence[Path]]
+    read: Callable[[Path], Any]
+    mutation: Callable[[Path], mutate.Mutation]
+    check: Callable[[Path, Any], None] = lambda folder, result: None
+
+
+# Arrays
+
+def _arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {"a": rng.random((3, 4), np.float32), "b.c": np.arange(6).reshape(2, 3),
+            "h": np.arange(5, dtype=np.float16), "flag": np.array([True, False])}
+
+
+def _check_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    assert all(isinstance(name, str) for name in arrays)
+    assert all(array.dtype.kind in "biuf" for array in arrays.values())
+    assert sum(np.array(array).nbytes for array in arrays.values()) < 2**25
+
+
+def _npz(folder: Path) -> Sequence[Path]:
+    np.savez(folder / "arrays.npz", **_arrays())
+    return [folder / "arrays.npz"]
+
+
+def _safetensors(folder: Path) -> Sequence[Path]:
+    save_safetensors(folder / "arrays.safetensors", _arrays(), {"format": "x", "note": "é"})
+    return [folder / "arrays.safetensors"]
+
+
+def _pth(name: str) -> Callable[[Path], Sequence[Path]]:
+    def make(folder: Path) -> Sequence[Path]:
+        shutil.copy(Path(__file__).parent / "seeds" / name, folder)
+        return [folder / name]
+
+    return make
+
+
+def _legacy(data: bytes, rng: Any) -> bytes:
+    return (mutate.pickle_ if rng.random() < 0.7 else mutate.bytes_)(data, rng)
+
+
+def _h5(folder: Path) -> Sequence[Path]:
+    import h5py
+
+    with h5py.File(folder / "arrays.h5", "w") as file:
+        group = file.create_group("model_weights/conv1/conv1")
+        for name, array in _arrays().items():
+            group.create_dataset(f"{name}:0", data=array)
+        group.create_dataset("packed", data=np.zeros((64, 8), "f4"), chunks=(16, 8),
+                             compression="gzip")
+        file.attrs["layer_names"] = [b"conv1"]
+        group["again"] = h5py.SoftLink("/model_weights/conv1")
+    return [folder / "arrays.h5"]
+
+
+# Weights, checkpoints, runs
+
+def _options(**values: Any) -> Config:
+    return resolve({"threads": 1, "root": "nowhere", "width": 2, "image_size": 32} | values)
+
+
+@cache
+def _network() -> Any:
+    return resnet18(classes=3, width=2, rng=0)
+
+
+def _weights(folder: Path) -> Sequence[Path]:
+    state = _network().state_dict()
+    torch_names = {}
+    for name, array in state.items():
+        for ours, theirs in (("block", "layer"), ("shortcut.conv.", "downsample.0."),
+                             ("shortcut.norm.", "downsample.1."), ("norm", "bn"),
+                             ("gamma", "weight"), ("beta", "bias")):
+            name = name.replace(ours, theirs)
+        torch_names[name] = array.transpose((3, 2, 0, 1)) if array.ndim == 4 else array.T
+    np.savez(folder / "weights.npz", **torch_names)
+    return [folder / "weights.npz"]
+
+
+def _read_weights(folder: Path) -> Any:
+    return load_pretrained(resnet18(classes=3, width=2, rng=0), folder / "weights.npz",
+                           log=lambda text: None)
+
+
+@cache
+def _trainee() -> tuple[nn.Module, Any]:
+    model = nn.Linear(3, 2, rng=0)
+    return model, Adam(list(model.parameters()), lr=0.1)
+
+
+def _checkpoint(folder: Path) -> Sequence[Path]:
+    checkpoint.save(folder / "checkpoint.safetensors", *_trainee(),
+                    checkpoint.Progress(1, 2, 3, 4.5, {"epoch": 1, "video_error": 0.5}))
+    return [folder / "checkpoint.safetensors"]
+
+
+def _read_checkpoint(folder: Path) -> checkpoint.Progress:
+    return checkpoint.load(folder / "checkpoint.safetensors", *_trainee())
+
+
+def _check_progress(folder: Path, progress: checkpoint.Progress) -> None:
+    counters = (progress.epoch, progress.done, progress.update)
+    assert all(type(n) is int and n >= 0 for n in counters), counters
+    assert type(progress.seconds) in (int, float) and progress.seconds >= 0
+    assert progress.best is None or isinstance(progress.best, dict)
+
+
+def _run(folder: Path) -> Sequence[Path]:
+    config = _options()
+    with Run.create(folder / "run", config, {"started": "2026-01-01", "argv": ["x"]}) as run:
+        pass
+    model = build.build_model(config, len(CLASSES))
+    checkpoint.save_model(run.path / "best.safetensors", model, {
+        "classes": json.dumps(CLASSES), "options": json.dumps(config.to_json()),
+        "input_convention": "torch", "format": "recres-model-1"})
+    lines = [{"kind": "update", "update": i, "epoch": 0, "loss": 2 / (i + 1)} for i in range(6)]
+    lines += [{"kind": "evaluation", "epoch": i, "video_error": 0.5} for i in range(3)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return [run.path / name for name in ("config.json", "best.safetensors", "metrics.jsonl")]
+
+
+def _one_of_run(name: str) -> Callable[[Path], Sequence[Path]]:
+    return lambda folder: [path for path in _run(folder) if path.name == name]
+
+
+def _check_run(folder: Path, run: Run) -> None:
+    again = Config.from_json(run.config.to_json(), "itself")
+    assert again == run.config or "nan" in repr(again).lower()
+
+
+def _read_model(folder: Path) -> Any:
+    run = Run(folder / "run", _options(), {})
+    trained = evaluate._trained_on(run.path / "best.safetensors")
+    return build.open_model(run, run.config), trained
+
+
+def _check_model(folder: Path, result: Any) -> None:
+    (_, classes, convention), _ = result
+    assert all(isinstance(name, str) for name in classes) and isinstance(convention, str)
+
+
+def _read_metrics(folder: Path) -> Any:
+    log = folder / "run" / "metrics.jsonl"
+    return read_metrics(log) + read_metrics(log, "evaluation")
+
+
+def _scores(folder: Path) -> Sequence[Path]:
+    posteriors = np.random.default_rng(1).dirichlet(np.ones(3), 4)
+    scores.write_scores(folder / "scores.npz", scores.SavedScores(
+        ("v1", "v2", "v3", "é"), np.array([0, 1, 2, 0]), posteriors, np.array([1, 2, 3, 4]),
+        CLASSES), CLASSES, "figures", 1)
+    return [folder / "scores.npz"]
+
+
+def _check_scores(folder: Path, found: scores.SavedScores) -> None:
+    assert found.posteriors.shape == (len(found.names), len(found.classes))
+    assert np.isfinite(found.posteriors).all() and 0 <= found.video_error <= 1
+    assert all(isinstance(name, str) for name in (*found.names, *found.classes, found.data))
+    "".join((*found.names, *found.classes)).encode()  # texts that can be printed
+
+
+# Data sets
+
+def _lists(folder: Path) -> Sequence[Path]:
+    lists: dict[str, list[str]] = {"classInd": [], "trainlist01": [], "testlist01": []}
+    for number, name in enumerate(CLASSES, start=1):
+        lists["classInd"].append(f"{number} {name}")
+        (folder / "UCF-101" / name).mkdir(parents=True, exist_ok=True)
+        for group in range(1, 4):
+            entry = f"{name}/v_{name}_g{group:02d}_c01.avi"
+            (folder / "UCF-101" / entry).touch()
+            side = "testlist01" if group == 1 else "trainlist01"
+            lists[side].append(entry if group == 1 else f"{entry} {number}")
+    (folder / "ucfTrainTestlist").mkdir(exist_ok=True)
+    paths = [folder / "ucfTrainTestlist" / f"{name}.txt" for name in lists]
+    for path, lines in zip(paths, lists.values(), strict=True):
+        path.write_text("\n".join(lines) + "\n")
+    return paths
+
+
+def _read_lists(folder: Path) -> tuple[Split, Split]:
+    return ucf101.read(folder, check_files=False), ucf101.read(folder)
+
+
+def _check_lists(folder: Path, splits: tuple[Split, Split]) -> None:
+    root = (folder / "UCF-101").resolve()
+    for split in splits:
+        for video in (*split.train, *split.test):
+            assert video.path.resolve().is_relative_to(root), video
+            assert "\0" not in str(video.path) and 0 <= video.label < len(split.classes)
+    assert all(video.path.is_file() for video in (*splits[1].train, *splits[1].test))
+
+
+def _figures(folder: Path) -> Sequence[Path]:
+    _lists(folder)
+    write_json(folder / "figures.json", figures._settings(0, 1, 3))
+    return [folder / "figures.json"]
+
+
+def _read_figures(folder: Path) -> Any:
+    return build.read_split(_options(root=str(folder)), log=lambda text: None)
+
+
+def _videos_json(folder: Path) -> Sequence[Path]:
+    _lists(folder)
+    split = ucf101.read(folder)
+    write_json(folder / "videos.json", {v.name: 7 for v in (*split.train, *split.test)})
+    return [folder / "videos.json"]
+
+
+def _read_videos_json(folder: Path) -> Videos:
+    config = _options(root=str(folder), data="ucf101", holdout=0.3)
+    return Videos(ucf101.read(folder), config, read_json(folder / "videos.json"))
+
+
+def _check_videos(folder: Path, videos: Videos) -> None:
+    assert all(count >= 1 for count in videos.counts.values()) and videos.chunks("train")
+
+
+def _feature_store(folder: Path) -> Sequence[Path]:
+    path = folder / "block3-pooled"
+    path.mkdir()
+    write_json(path / "about.json", {"format": "recres-features-1", "stage": "block3",
+                                     "shape": [4], "mirror": True, "weights": None})
+    for name in ("features.f16", "videos.jsonl"):
+        (path / name).touch()
+    files = StoreFiles(path)
+    for i in range(3):
+        files.append(f"v{i}", 100 + i, np.arange(2 * 3 * 4).reshape(2, 3, 4) + i)
+    return [path / name for name in ("about.json", "videos.jsonl", "features.f16")]
+
+
+def _read_features(folder: Path) -> dict[Any, np.ndarray]:
+    files = StoreFiles(folder / "block3-pooled")
+    return {key: files.video(key) for key in files.lines}
+
+
+def _check_features(folder: Path, found: dict[Any, np.ndarray]) -> None:
+    assert all(values.size == values.nbytes // 2 < 10_000 for values in found.values())
+
+
+def write_clip(path: Path, codec: str, frames: int = 12) -> Path:
+    """A small video, 48×32, each frame of another grey."""
+    import cv2
+
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 25, (48, 32))
+    assert writer.isOpened()
+    for i in range(frames):
+        writer.write(np.full((32, 48, 3), i * 20, np.uint8))
+    writer.release()
+    return path
+
+
+def _frame_store(folder: Path) -> Sequence[Path]:
+    _lists(folder)
+    split = ucf101.read(folder)
+    for video in split.test:
+        write_clip(video.path, "MJPG")
+    with FrameStoreWriter(folder / "store", Settings(2, 2)) as writer:
+        for video in split.test:
+            writer.add(*encode_video(video, writer.settings))
+    return sorted(path for path in (folder / "store").iterdir() if path.name != "lock")
+
+
+def _read_frame_store(folder: Path) -> Any:
+    store = FrameStore(folder / "store")
+    videos = ucf101.read(folder).test
+    store.require(2, 2)
+    store.match(videos)
+    return [zlib.crc32(store.frames(video, 2)) for video in videos]
+
+
+# Videos
+
+def _clip(codec: str, suffix: str) -> Callable[[Path], Sequence[Path]]:
+    return lambda folder: [write_clip(folder / f"clip{suffix}", codec)]
+
+
+def _check_frames(folder: Path, frames: np.ndarray) -> None:
+    assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3
+    assert len(frames) >= 2 and frames.nbytes < 2**28
+
+
+def _loaded(name: str) -> Callable[[Path], Any]:
+    return lambda folder: load_arrays(folder / name)
+
+
+def _by_suffix(path: Path) -> mutate.Mutation:
+    return {".json": mutate.json_, ".jsonl": mutate.lines_of(mutate.json_)}.get(
+        path.suffix, mutate.bytes_)
+
+
+def _always(mutation: mutate.Mutation) -> Callable[[Path], mutate.Mutation]:
+    return lambda path: mutation
+
+
+_ANY, _JSON = _always(mutate.bytes_), _always(mutate.json_)
+_TENSORS, _NPZ = _always(mutate.safetensors), _always(mutate.archive(mutate.npy))
+
+READERS = {reader.name: reader for reader in (
+    Reader("npz", 2500, _npz, _loaded("arrays.npz"), _NPZ, _check_arrays),
+    Reader("safetensors", 2500, _safetensors, _loaded("arrays.safetensors"), _TENSORS,
+           _check_arrays),
+    Reader("pth", 2500, _pth("zip.pth"), _loaded("zip.pth"),
+           _always(mutate.archive(mutate.pickle_)), _check_arrays),
+    Reader("pth-legacy", 2000, _pth("legacy.pth"), _loaded("legacy.pth"), _always(_legacy),
+           _check_arrays),
+    Reader("h5", 2000, _h5, _loaded("arrays.h5"), _ANY, _check_arrays),
+    Reader("weights", 300, _weights, _read_weights, _NPZ),
+    Reader("checkpoint", 1500, _checkpoint, _read_checkpoint, _TENSORS, _check_progress),
+    Reader("config", 1500, _one_of_run("config.json"), lambda folder: Run.open(folder / "run"),
+           _JSON, _check_run),
+    Reader("model", 1000, _one_of_run("best.safetensors"), _read_model, _TENSORS, _check_model),
+    Reader("metrics", 1500, _one_of_run("metrics.jsonl"), _read_metrics,
+           _always(mutate.lines_of(mutate.json_))),
+    Reader("scores", 2000, _scores, lambda folder: scores.read_scores(folder / "scores.npz"),
+           _NPZ, _check_scores),
+    Reader("lists", 2500, _lists, _read_lists, _always(mutate.lines_of(mutate.words)),
+           _check_lists),
+    Reader("figures", 800, _figures, _read_figures, _JSON),
+    Reader("videos", 1000, _videos_json, _read_videos_json, _JSON, _check_videos),
+    Reader("features", 2500, _feature_store, _read_features, _by_suffix, _check_features),
+    Reader("frames", 2500, _frame_store, _read_frame_store, _by_suffix),
+    *(Reader(f"video-{name}", 1200, _clip(codec, suffix),
+             lambda folder, suffix=suffix: sample_video(folder / f"clip{suffix}", 5, 2),
+             _always(mutate.video), _check_frames)
+      for name, codec, suffix in (("mjpeg", "MJPG", ".avi"), ("mpeg4", "XVID", ".avi"),
+                                  ("mp4", "mp4v", ".mp4"), ("ffv1", "FFV1", ".avi"))),
+)}
