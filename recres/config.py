@@ -8,6 +8,7 @@ it back; only `CHANGEABLE` ones may be others when a run is gone on with.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -136,6 +137,9 @@ class Config:
                             choices=("constant", "cosine"))
     clip_norm: float | None = _option("training", "scale gradients down to this norm (default: "
                                       "never)", kind=float, above=0)
+    on_nonfinite: str = _option("training", "what to do where an update's loss or gradient is not "
+                                "finite: stop, or leave the update out (on a GPU the host then "
+                                "waits for each)", "stop", choices=("stop", "skip"), older=True)
     colour_jitter: float = _option(
         "training", "how strongly to change the colours of each chunk at random, 0 to 1", 0.5,
         ucf101=0.0, kind=float, least=0, most=1)
@@ -155,6 +159,8 @@ class Config:
                         "it turns out damaged", 2, kind=int, least=1, most=1000, older=True)
     save_seconds: float = _option("machine", "seconds of training from one checkpoint to the next",
                                   20.0, kind=float, least=0, older=True)
+    tensorboard: bool = _option("machine", "also write event files for TensorBoard into the run's "
+                                "folder", False, kind=bool, older=True)
     device: str = _option("machine", "cpu, cuda or cuda:N", "cpu")
     precision: str = _option("machine", "how products are computed on cuda: in float32; of float32 "
                              "operands rounded to TF32; or of float16 ones, activations being "
@@ -391,6 +397,8 @@ def _check_together(config: Config) -> None:
         raise InputError(f"--store {config.store}: nothing is frozen whose features could be kept")
     if config.weights is not None and not os.path.isfile(config.weights):
         raise InputError(f"--weights {config.weights}: no such file")
+    if config.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise InputError("--tensorboard: needs tensorboardX (pip install 'recres[tensorboard]')")
     _check_device(config)
 
 

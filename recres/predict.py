@@ -1,18 +1,22 @@
-"""`python -m recres.predict RUN VIDEO…`: what a trained network sees in videos."""
+"""`python -m recres.predict RUN VIDEO…`: what a trained network sees in videos, and, by --camera,
+in what a camera sees at the moment."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from recres import build, commands, config
+from recres.camera import Camera
 from recres.config import Config
 from recres.datasets import Video
 from recres.errors import InputError
@@ -26,6 +30,7 @@ from recres.video import augment
 from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import chunk_starts
 from recres.video.source import FrameSource
+from tensorlite import Tensor
 from tensorlite.io import replacing
 from tensorlite.precision import using
 
@@ -38,14 +43,19 @@ def parser() -> commands.Parser:
                              "Name the actions in videos with a run's best model.",
                              less_memory="--precision float16 needs less, --device cpu none there")
     result.add_argument("run", metavar="RUN", help="folder of the run")
-    result.add_argument("videos", metavar="VIDEO", nargs="+", type=Path)
+    result.add_argument("videos", metavar="VIDEO", nargs="*", type=Path)
+    result.add_argument("--camera", metavar="N|FILE", help="look at what the camera with this "
+                        "number sees (0 is the first), or at a file as if it were one, until "
+                        "Ctrl-C: once a second print the class and the frame rate. There is no "
+                        "window (OpenCV is used without): --write FILE keeps the labelled video")
     result.add_argument("--top", metavar="K", type=int, default=5,
                         help="how many classes to print (default: 5)")
     result.add_argument("--stream", action="store_true", help="go along each video as if it were "
                         "live: after every sampled frame print the class of the chunk that ends "
                         "with it, and at the end the rate, instead of the classes of the whole")
-    result.add_argument("--write", metavar="DIR", type=Path,
-                        help="also write each video there, with its label drawn in")
+    result.add_argument("--write", metavar="DIR|FILE", type=Path,
+                        help="also write each video into this folder, with its label drawn in; "
+                        "with --camera: what is seen into this .avi file")
     config.add_overrides(result)
     return result
 
@@ -61,8 +71,13 @@ def _predict(args: argparse.Namespace) -> int:
     if args.stream and args.write is not None:
         raise InputError("--write: draws the class of the whole video, which --stream does not "
                          "look for")
+    if (args.camera is None) == (not args.videos):
+        raise InputError("expected videos, or --camera" if args.camera is None else
+                         f"--camera {args.camera}: looks at no other videos")
     run = Run.open(args.run)
     options = config.override(run.config, args)
+    if args.camera is not None:
+        _check_camera(args, options)
     if args.stream and (options.input != "frames" or options.sampling != "chunks"):
         raise InputError("--stream: the run does not look at chunks of successive frames")
     if options.features:
@@ -72,6 +87,8 @@ def _predict(args: argparse.Namespace) -> int:
     model, classes, convention = build.open_model(run, options)
     assert isinstance(model, VideoResNet)
     with using(options.precision):
+        if args.camera is not None:
+            return _watch(model, classes, options, convention, args)
         return _predict_all(model, classes, options, convention, args)
 
 
@@ -143,6 +160,110 @@ def _print_stream(model: VideoResNet, classes: Sequence[str], options: Config, c
     print(f"  sampled frames: {count}, {rate:.1f} a second{few}")
 
 
+def _check_camera(args: argparse.Namespace, options: Config) -> None:
+    """InputError for what --camera cannot do."""
+    if args.stream:
+        raise InputError("--stream: goes along videos, --camera is live anyway")
+    if options.input != "frames":
+        raise InputError(f"--camera {args.camera}: the run looks at --input {options.input}, which "
+                         "is made of whole videos")
+    if args.write is not None and (args.write.suffix != ".avi" or args.write.is_dir()
+                                   or not args.write.parent.is_dir()):
+        raise InputError(f"--write {args.write}: expected an .avi file in a folder that is there")
+    if args.write is not None and args.write.exists() and not args.camera.isdecimal() \
+            and os.path.exists(args.camera) and args.write.samefile(args.camera):
+        raise InputError(f"--write {args.write}: is the video itself")
+
+
+class Sliding:
+    """Classifies the last T sampled frames, each chunk by itself: for networks whose chunks are no
+    windows of successive frames, which a `Stream` could go along with."""
+
+    def __init__(self, model: VideoResNet) -> None:
+        self.model = model
+        self._frames: deque[np.ndarray] = deque(maxlen=model.context)
+
+    def push(self, frame: np.ndarray) -> np.ndarray | None:
+        """Go on by one frame (H, W, C); logits (1, classes), None as long as there are too few."""
+        self._frames.append(frame)
+        if len(self._frames) < self.model.context:
+            return None
+        return predict_logits(self.model, np.stack(self._frames)[None])
+
+
+class Live:
+    """What a network says of frames as they come.
+
+    Of every `frame_step` frames the first that is there is looked at. Attributes: posterior
+    (classes,) of the last chunk, None as long as there is none; seen, frames looked at.
+    """
+
+    def __init__(self, model: VideoResNet, options: Config, convention: str) -> None:
+        self.options, self.convention = options, convention
+        self._model: Stream | Sliding = (Stream(model) if options.sampling == "chunks"
+                                         else Sliding(model))
+        self.posterior: np.ndarray | None = None
+        self.seen, self._last = 0, -1
+
+    def look(self, index: int, frame: np.ndarray) -> None:
+        """Go on by the frame (H, W, 3) with this number."""
+        if index // self.options.frame_step == self._last:
+            return
+        self._last = index // self.options.frame_step
+        view = augment.evaluation_view(*frame.shape[:2])
+        shown = augment.apply(frame[None], view, self.options.image_size)
+        with np.errstate(all="ignore"):  # answers that are not finite are still answers
+            pixels = augment.normalise(shown, self.convention)
+            logits = self._model.push(pixels[0])
+        self.seen += 1
+        if logits is not None:
+            array = in_full(logits) if isinstance(logits, Tensor) else logits
+            self.posterior = np.exp(log_softmax(array))[0]
+
+
+def _watch(model: VideoResNet, classes: Sequence[str], options: Config, convention: str,
+           args: argparse.Namespace) -> int:
+    """Look at what a camera sees until it ends or somebody asks for an end, which is the usual way:
+    then all is well, and what was written is whole."""
+    live, count = Live(model, options, convention), 0
+    with contextlib.ExitStack() as held:
+        camera = held.enter_context(Camera(args.camera))
+        writer = (held.enter_context(labelled(args.write, camera.rate))
+                  if args.write is not None else None)
+        held.enter_context(commands.Interrupts())
+        began = last = time.perf_counter()
+        at_last = 0
+        with contextlib.suppress(commands.Interrupted):
+            for index, frame in camera.frames():
+                live.look(index, frame)
+                text = _answer(live, classes)
+                if writer is not None:
+                    writer(frame, text)
+                count += 1
+                now = time.perf_counter()
+                if now - last >= 1:
+                    print(f"{now - began:7.1f} s  {(count - at_last) / (now - last):6.1f} frames/s"
+                          f"  {text}", flush=True)
+                    last, at_last = now, count
+        seconds = time.perf_counter() - began
+    few = "" if live.posterior is not None else f", too few for a chunk of {options.context}"
+    dropped = f", {camera.dropped} more dropped" if camera.dropped else ""
+    print(f"{camera.shown}: {count} frames in {seconds:.1f} s, {count / seconds:.1f} frames/s"
+          f"{dropped}; looked at {live.seen}{few}")
+    if live.posterior is not None:
+        print(f"last: {_answer(live, classes)}")
+    if args.write is not None:
+        print(f"written to {args.write}")
+    return 0
+
+
+def _answer(live: Live, classes: Sequence[str]) -> str:
+    if live.posterior is None:
+        return "…"
+    label = int(live.posterior.argmax())
+    return f"{live.posterior[label]:.2f} {classes[label]}"
+
+
 def _target(folder: Path, video: Path, taken: set[Path]) -> Path:
     """Where the labelled copy goes; never onto a video that was given or written before it."""
     target, number = folder / f"{video.stem}.avi", 2
@@ -165,16 +286,34 @@ def write_labelled(path: Path, target: Path, text: str) -> None:
     capture.release()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{target}: {error.strerror}") from None
+    with labelled(target, rate if rate > 0 else 25.0) as write:
+        for _, frame in iter_frames(path):
+            write(frame, text)
+
+
+@contextlib.contextmanager
+def labelled(target: Path, rate: float) -> Iterator[Callable[[np.ndarray, str], None]]:
+    """What writes frames and their texts into a video, motion JPEG with `rate` frames a second.
+
+    The file appears whole or not at all. Raises InputError where it cannot be written.
+    """
+    writer = cv2.VideoWriter()
+
+    def write(frame: np.ndarray, text: str) -> None:
+        shown = label_frame(frame, text)
+        if not writer.isOpened():
+            codec = cv2.VideoWriter.fourcc(*"MJPG")
+            if not writer.open(str(beside), codec, rate, (shown.shape[1], shown.shape[0])):
+                raise InputError(f"{target}: cannot be written")
+        writer.write(cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
+
+    try:
         with replacing(target) as beside:
-            writer = cv2.VideoWriter()
-            for _, frame in iter_frames(path):
-                shown = label_frame(frame, text)
-                if not writer.isOpened():
-                    codec = cv2.VideoWriter.fourcc(*"MJPG")
-                    size = (shown.shape[1], shown.shape[0])
-                    if not writer.open(str(beside), codec, rate if rate > 0 else 25.0, size):
-                        raise InputError(f"{target}: cannot be written")
-                writer.write(cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
+            yield write
+            if not writer.isOpened():
+                raise InputError(f"{target}: not written, there was no frame")
             writer.release()
     except OSError as error:
         raise InputError(f"{target}: {error.strerror}") from None

@@ -12,6 +12,8 @@
                             --store)
     scores.npz              posteriors of the test videos
     curves.png, confusion.png
+    nonfinite-*.json, .safetensors  an update that was not finite, for recres.replay
+    tensorboard/            event files (--tensorboard), made from metrics.jsonl
     report.html, flow.html  where recres.report and recres.flow were asked for them
     result.json             written last: a run that has one is complete
 """

@@ -16,8 +16,10 @@ from recres.config import Config
 from recres.datasets import Split
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
-from recres.loader import FrameLoader, Loader
+from recres.feature_store import FeatureStore
+from recres.loader import FrameLoader, Loader, Videos
 from recres.metrics import Scores
+from recres.models import VideoResNet
 from recres.models.sequence import SequenceModel
 from recres.runs import RUNS, Run, write_json
 from recres.scores import write_scores
@@ -37,6 +39,9 @@ def parser() -> commands.Parser:
     run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/<time>-...)")
     run.add_argument("--resume", metavar="RUN", nargs="?", const="", help="go on with the run in "
                      "this folder, by its own options; without a value: the latest under runs/")
+    run.add_argument("--check", action="store_true", help="load everything, make one update, "
+                     "evaluate two videos, say how long the whole would take and what it needs, "
+                     "and write nothing")
     config.add_options(result)
     return result
 
@@ -47,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
+    if args.check:
+        from recres import rehearsal
+
+        return rehearsal.check(args)
     if args.resume is None:
         options = config.resolve(config.given(args), args.data_root)
         out = args.out or _name(options)
@@ -108,11 +117,30 @@ class Job:
         """Do what is left to do."""
         commands.use_machine(self.config.threads, self.config.device)
         with precision.using(self.config.precision):
-            self._do()
+            trainer, frames, store = self.open()
+            if trainer.progress.update:
+                self.log(f"resumed   after update {trainer.progress.update}, in epoch "
+                         f"{trainer.progress.epoch + 1}")
+            trainer.train()
+            # What is kept of flow or dynamic images cannot be played backwards.
+            self._finish(trainer, trainer.loader if self.config.input == "frames" else frames)
+            if store is not None and self.config.store is None:
+                store.remove()
 
-    def _do(self) -> None:
+    def videos(self) -> Videos:
+        """The videos to work with."""
+        return build.open_videos(self.config, self.run.path, self.log, self.source)
+
+    def make_features(self, store: FeatureStore, network: VideoResNet,
+                      frames: FrameLoader) -> None:
+        """Make what features `store` lacks."""
+        build.make_features(store, network, frames, self.log)
+
+    def open(self) -> tuple[Trainer, FrameLoader, FeatureStore | None]:
+        """All that training needs, loaded or made: what trains, what makes inputs of the frames
+        themselves, and the store of features if there is one."""
         config, run = self.config, self.run
-        videos = build.open_videos(config, run.path, self.log, self.source)
+        videos = self.videos()
         self.source = videos.source
         self._refuse_other_frames()
         classes = videos.split.classes
@@ -133,21 +161,14 @@ class Job:
         store = build.open_store(config, network, videos, run.path, start)
         self.log(summary.heading(config, model, videos, store))
         if store is not None:
-            build.make_features(store, network, frames, self.log)
+            self.make_features(store, network, frames)
         loader = build.open_loader(config, store, frames)
         if isinstance(model, SequenceModel) and store is not None and config.z_norm:
             model.set_statistics(*sequences.statistics(store, videos.sides["train"]))
         about = {"version": config.version, "input_convention": start["input"],
                  "options": json.dumps(config.to_json()), "classes": json.dumps(classes)}
         trainer = Trainer(model, loader, videos, run, about, self.interrupts, self.log)
-        if trainer.progress.update:
-            self.log(f"resumed   after update {trainer.progress.update}, in epoch "
-                     f"{trainer.progress.epoch + 1}")
-        trainer.train()
-        # What is kept of flow or dynamic images cannot be played backwards.
-        self._finish(trainer, loader if config.input == "frames" else frames)
-        if store is not None and config.store is None:
-            store.remove()
+        return trainer, frames, store
 
     def _refuse_other_frames(self) -> None:
         """InputError where --frames has other pixels than when the run began."""

@@ -6,7 +6,8 @@ updates again, and ends with the same bits. Where the folder cannot be written t
 after the update, and what it holds in memory is put elsewhere.
 
 On a GPU the host runs ahead: while an update is computed, the next batch is copied there and the
-next update queued, and only then is it asked how the update before went.
+gradients of the next update queued, and only then is it asked how the update before went: if that
+one failed, the parameters are still as it had them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from recres.checkpoints import NEWEST, Checkpoints, NotWritten
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.evaluation import chunk_labels, score
+from recres.guard import Guard
 from recres.loader import Chunk, Loader, Videos, plan_epoch, updates_an_epoch
 from recres.runs import MetricsLog, Run, read_metrics
+from recres.tensorboard import Events
 from recres.video.prefetch import Prefetcher
 from tensorlite import Tensor, cross_entropy, nn, optim
 from tensorlite.transfer import Uploads, read_later
@@ -64,7 +67,8 @@ class Trainer:
         self.optimizer = optim.Adam(trained, lr=self.config.lr)
         self.scaler = optim.LossScaler() if self.config.precision == "float16" else None
         self.uploads = Uploads(self._device)
-        self.ahead = self.uploads.device != "cpu"  # whether the host runs ahead of the updates
+        # Whether the host runs ahead of the updates: not where one may have to be taken back.
+        self.ahead = self.uploads.device != "cpu" and self.config.on_nonfinite == "stop"
         self._pending: _Update | None = None
         self._settled = 0.0  # when the update before was done
         self.chunks = videos.chunks("train")
@@ -74,11 +78,13 @@ class Trainer:
         self.schedule = make_schedule(self.config.schedule, self.config.lr, self.updates)
         self._stages = parameters_by_stage(trained)
         self.metrics: MetricsLog | None = None
+        self.events: Events | None = None
         self._bar: Any = None
         self.progress, self._saved = Progress(), time.monotonic()
         if (run.path / NEWEST).is_file():
             self.progress = checkpoint.load(run.path / NEWEST, model, self.optimizer, self.scaler)
         self.checkpoints = Checkpoints(run.path, self.config.keep, self.progress.update)
+        self.guard = Guard(self)
         if not (run.path / NEWEST).is_file():
             self.save()  # before anything is trained: the start need not be read again
 
@@ -88,6 +94,8 @@ class Trainer:
         and RunFailed where the loss is no longer finite or the folder cannot be written to."""
         self.metrics = MetricsLog(self.run.path / "metrics.jsonl")
         self.metrics.extend(self.progress.unlogged)
+        if self.config.tensorboard:
+            self.events = Events(self.run.path, self.progress.update, self.progress.epoch)
         try:
             while self.progress.epoch < self.epochs:
                 self._epoch()
@@ -98,6 +106,15 @@ class Trainer:
         finally:
             self.checkpoints.close()
             self.metrics.close()
+            if self.events is not None:
+                self.events.close()
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        assert self.metrics is not None
+        self.metrics.append(line)
+        if self.events is not None:
+            self.events.add(line)
 
     def save(self) -> None:
         """Have the checkpoint written, while training goes on."""
@@ -149,25 +166,27 @@ class Trainer:
         """One step of the optimiser, on the mean loss over all chunks of `batches`."""
         progress, size = self.progress, sum(map(len, batches))
         began, waited, loss = time.perf_counter(), 0.0, 0.0
+        self.guard.begin()
         self.optimizer.zero_grad()
         for batch in batches:
             asked = time.perf_counter()
             array = self.uploads.take(next(inputs))
             waited += time.perf_counter() - asked
             loss = loss + self.accumulate(array, batch, size)
-            if not (self.ahead or math.isfinite(loss)):
-                self._fail(progress.update + 1, f"the loss is {loss}", [batch])
             self._bar.update(len(batch) * self.config.context)
+        self._settle()  # before the parameters move on: if that one failed, they are as it had them
         self.optimizer.lr = self.schedule(progress.update)
-        logged = progress.update % -(-self.updates // NORMS_LOGGED) == 0
-        norms = optim.grad_norms_later(self._stages if logged else {})
-        outcome = self.optimizer.guarded_step(self.config.clip_norm, self.scaler)
         line = {"kind": "update", "update": progress.update + 1, "epoch": progress.epoch + 1,
                 "loss": None, "learning_rate": self.optimizer.lr, "gradient_norm": None,
                 "chunks": size}
-        reading = read_later(loss) if self.ahead else lambda: loss
-        self._settle()
-        self._pending = _Update(line, reading, norms, outcome, began, waited, batches)
+        if self.ahead or math.isfinite(loss):
+            logged = progress.update % -(-self.updates // NORMS_LOGGED) == 0
+            norms = optim.grad_norms_later(self._stages if logged else {})
+            outcome = self.optimizer.guarded_step(self.config.clip_norm, self.scaler)
+            reading = read_later(loss) if self.ahead else lambda: loss
+            self._pending = _Update(line, reading, norms, outcome, began, waited, batches)
+        else:
+            self.guard.failed(line, f"the loss is {loss}", batches)
         progress.update, progress.done = progress.update + 1, progress.done + 1
         if not self.ahead:
             self._settle()
@@ -176,15 +195,16 @@ class Trainer:
         """Wait for the update that is under way, and log it."""
         if self._pending is None:
             return
-        assert self.metrics is not None
         (line, reading, norms, outcome, began, waited, batches), self._pending = self._pending, None
         loss, by_stage, (norm, skipped, scale) = float(reading()), norms(), outcome()
         now = time.perf_counter()
         seconds, self._settled = now - max(began, self._settled), now
-        if not math.isfinite(loss):
-            self._fail(line["update"], f"the loss is {loss}", batches)
-        if skipped and (self.scaler is None or scale < 1):
-            self._fail(line["update"], f"the gradient's norm is {norm}", batches)
+        bad_gradient = skipped and (self.scaler is None or scale < 1)
+        if bad_gradient or not math.isfinite(loss):
+            bad = f"gradient's norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
+            self.guard.failed(line, f"the {bad}", batches, scale)
+            return
+        self.guard.passed()
         line |= {"loss": loss, "gradient_norm": None if skipped else norm}
         if by_stage and not skipped:
             line["gradient_norms"] = {name: value / scale for name, value in by_stage.items()}
@@ -193,7 +213,7 @@ class Trainer:
         waited = min(waited, seconds)
         self.progress.seconds += seconds
         self._bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-        self.metrics.append({
+        self.record({
             **line, "data_time": round(waited, 6), "compute_time": round(seconds - waited, 6),
             "frames_per_second": round(line["chunks"] * self.config.context / seconds, 3)})
 
@@ -215,18 +235,13 @@ class Trainer:
     def _device(self) -> str:
         return next(self.model.parameters()).device
 
-    def _fail(self, update: int, what: str, batches: Sequence[Sequence[Chunk]]) -> None:
-        videos = dict.fromkeys(self.videos.source.videos[chunk.video].path.name
-                               for batch in batches for chunk in batch)
-        raise RunFailed(f"update {update}: {what}; the chunks were of "
-                        f"{', '.join(videos)}")
-
     def _evaluate(self) -> None:
         """Evaluate on the held-out groups; keep the model if it is the best so far."""
-        assert self.metrics is not None
         progress, epoch = self.progress, self.progress.epoch + 1
         lines = [line for line in read_metrics(self.run.path / "metrics.jsonl")
                  if line["epoch"] == epoch]
+        if not lines:
+            raise RunFailed(f"epoch {epoch}: all its updates were left out")
         chunks = sum(line["chunks"] for line in lines)
         loss = sum(line["loss"] * line["chunks"] for line in lines) / chunks
         text = f"epoch {epoch:3}/{self.epochs}  loss {loss:.4f}"
@@ -241,7 +256,7 @@ class Trainer:
             best = progress.best is None or _rank(found) < _rank(progress.best)
             text += (f"  held-out: video error {scores.video_error:.3f}, loss {scores.loss:.4f}"
                      f"{' *' if best else '  '}")
-        self.metrics.append({"kind": "evaluation", "side": "holdout", "best": best, **found})
+        self.record({"kind": "evaluation", "side": "holdout", "best": best, **found})
         if best:
             self.checkpoints.save_best(self.model.state_dict(), {**self.about, "epoch": str(epoch)})
             progress.best = found

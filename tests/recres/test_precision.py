@@ -151,27 +151,33 @@ def test_running_ahead_changes_nothing(figures_root, tmp_path):
 
 
 def test_an_update_is_read_when_the_next_was_queued(figures_root, tmp_path, monkeypatch):
-    """And the last one before the checkpoint is written."""
+    """Its gradients, that is; and the last one before the checkpoint is written."""
     events = []
     job = open_trainer(tmp_path / "run", figures_root)
     job.ahead = True
     step, append, save = job.optimizer.guarded_step, trainer.MetricsLog.append, Trainer.save
+    accumulate = Trainer.accumulate
+
+    def queued(*arguments):
+        events.append("queued")
+        return accumulate(*arguments)
 
     def guarded_step(*arguments):
-        events.append("queued")
+        events.append("stepped")
         return step(*arguments)
 
     def logged(self, line):
         events.append("read" if line["kind"] == "update" else "evaluated")
         append(self, line)
 
+    monkeypatch.setattr(Trainer, "accumulate", queued)
     monkeypatch.setattr(job.optimizer, "guarded_step", guarded_step)
     monkeypatch.setattr(trainer.MetricsLog, "append", logged)
     monkeypatch.setattr(Trainer, "save", lambda self: (save(self), events.append("saved")))
     updates = len(train_all(job))
     assert updates >= 3
-    assert events == ["queued", *["queued", "read"] * (updates - 1), "read", "saved", "evaluated",
-                      "saved"]
+    assert events == ["queued", "stepped", *["queued", "read", "stepped"] * (updates - 1), "read",
+                      "saved", "evaluated", "saved"]
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
