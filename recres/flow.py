@@ -119,6 +119,8 @@ def _sort(run: Path | None, video: Path | None) -> tuple[Path | None, Path | Non
             raise InputError(f"{path}: no such file or folder")
     if run is not None and video is None and not run.is_dir():
         return None, run
+    if run is not None and not run.is_dir():
+        raise InputError(f"{run}: expected the folder of a run, and after it the video")
     return run, video
 
 
@@ -166,8 +168,8 @@ def _cut(subject: Subject, path: Path, args: argparse.Namespace, shown: str) -> 
     starts = ((0,) if options.sampling == "segments" else
               chunk_starts(len(source.frames(0)), options.context))
     if args.chunk > len(starts):
-        raise InputError(f"--chunk {args.chunk}: {path} has {len(starts)} of {options.context} "
-                         "sampled frames")
+        raise InputError(f"--chunk {args.chunk}: {shown} has {len(starts)}, of {options.context} "
+                         "sampled frames each")
     numbers = range(args.chunk - 1, min(len(starts), args.chunk - 1 + args.batch))
     loader = FrameLoader(source, options, subject.convention)
     chunks = loader.load([Chunk(i, 0, starts[i]) for i in numbers])

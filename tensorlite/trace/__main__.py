@@ -35,8 +35,13 @@ def main(argv: list[str] | None = None) -> int:
     if not script.is_file():
         return _refuse(f"SCRIPT: there is no file {options.script!r}")
     for target in (options.html, options.json):
-        if target is not None and target != "-" and not Path(target).resolve().parent.is_dir():
+        if target is None or target == "-":
+            continue
+        if Path(target).is_dir():
+            return _refuse(f"{target!r} is a folder: expected a file to write")
+        if not Path(target).absolute().parent.is_dir():
             return _refuse(f"there is no folder to write {target!r} in")
+    start = Path.cwd()  # (the script may go elsewhere)
     with contextlib.ExitStack() as stack:
         json_out = stack.enter_context(_kept_clean()) if options.json == "-" else None
         tape, status = _record(options.script, rest, options.check)
@@ -48,10 +53,10 @@ def main(argv: list[str] | None = None) -> int:
             json.dump(tape.as_dict(), json_out, allow_nan=False)
             json_out.write("\n")
         elif options.json is not None:
-            tape.save_json(options.json)
+            tape.save_json(start / options.json)
         elif options.html is not None:
-            tape.save_html(options.html)
-            size = os.path.getsize(options.html) / 1e6
+            tape.save_html(start / options.html)
+            size = os.path.getsize(start / options.html) / 1e6
             print(f"{options.html}: {len(tape.events)} steps, {size:.1f} MB")
         elif options.step or sys.stdin.isatty():
             step(tape)

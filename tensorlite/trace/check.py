@@ -21,8 +21,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,6 +91,15 @@ class Replay:
         return np.array(self.function.forward(Node(self.function, tensors, options), *arrays,
                                               **options))
 
+    def near(self, arrays: Sequence[np.ndarray | None], base: np.ndarray) -> np.ndarray:
+        """Its output for inputs close to those where it is `base`; NaN where it refuses them, as an
+        op may that takes nothing but probabilities."""
+        try:
+            output = self(arrays)
+        except Exception:  # a program must not fail because it is looked at
+            return np.full_like(base, np.nan)
+        return output if output.shape == base.shape else np.full_like(base, np.nan)
+
     def arrays(self) -> list[np.ndarray | None]:
         """The inputs as they were recorded, for a call."""
         return [None if t is None else _double(t.data) for t in self.inputs]
@@ -143,13 +153,17 @@ def _base(replay: Replay, arrays: Sequence[np.ndarray | None],
 
 @contextlib.contextmanager
 def _aside() -> Iterator[None]:
-    """Within it ops are not recorded, no one looks on, and overflow is no one's concern."""
+    """Within it ops are not recorded, no one looks on, overflow is no one's concern, and what draws
+    from NumPy's or Python's generator takes nothing from the program."""
     observers, state.observers = state.observers, ()
+    drawn = random.getstate(), np.random.get_state()
     try:
         with no_grad(), np.errstate(all="ignore"):
             yield
     finally:
         state.observers = observers
+        random.setstate(drawn[0])
+        np.random.set_state(drawn[1])
 
 
 # One derivative
@@ -284,6 +298,7 @@ def _is_float(array: np.ndarray | None) -> bool:
 # One op
 
 
+@np.errstate(all="ignore")
 def check_op(node: Node, grad: Array, outgoing: Sequence[Array | None],
              output: Array | None = None) -> list[Check | None]:
     """Check what the backward of `node` made of `grad` for each of its inputs.
@@ -319,11 +334,11 @@ def _check_slot(node: Node, replay: Replay, arrays: list[np.ndarray | None], bas
     dtype = np.dtype(tensor.dtype)
     weights = _double(grad)
     floor = 8 * float(np.finfo(dtype).eps) * float(np.abs(weights).max(initial=0.0))
-    differ = Differ(base, weights, OP_TOLERANCE[dtype.itemsize], floor)
+    differ = Differ(base, weights, OP_TOLERANCE[min(dtype.itemsize, 8)], floor)
     analytic = np.zeros(x.shape) if sent is None else _double(sent)
 
     def run(moved: np.ndarray) -> np.ndarray:
-        return replay([*arrays[:slot], moved, *arrays[slot + 1:]])
+        return replay.near([*arrays[:slot], moved, *arrays[slot + 1:]], base)
 
     most = EVERY if x.size <= EVERY else SAMPLE
     where = _elements(x.size, min(most, max(2, calls // 4)), slot)
@@ -332,7 +347,7 @@ def _check_slot(node: Node, replay: Replay, arrays: list[np.ndarray | None], bas
         moved, scale = _moved(x, int(i))
         found.append(_per(differ(_then(moved, run), STEPS)[0], scale))
     if not x.size:
-        return _check(where, x.size, analytic, found, 0.0, None)
+        return _check(where, dtype, analytic, found, 0.0, None)
 
     v = _direction(x, slot)
     along, slopes = differ(lambda s: run(x + s * v), _steps(x.size))
@@ -344,12 +359,13 @@ def _check_slot(node: Node, replay: Replay, arrays: list[np.ndarray | None], bas
         along = differ.weigh(slopes, kept)
         pair = None
         if along.smooth and kept.any():
-            again = node.backward(_like(kept, grad))[slot]
-            pair = (0.0 if again is None else float((_double(again) * v).sum()), along)
+            with contextlib.suppress(Exception):  # of a backward that runs only once
+                again = node.backward(_like(kept, grad))[slot]
+                pair = (0.0 if again is None else float((_double(again) * v).sum()), along)
     # In an element that nearly cancels, rounding is that of the others.
-    largest = max((abs(d.numeric) for d in found), default=0.0)
+    largest = max((abs(d.numeric) for d in found if d.smooth), default=0.0)
     least = floor + 8 * float(np.finfo(dtype).eps) * largest
-    return _check(where, x.size, analytic, found, least, pair,
+    return _check(where, dtype, analytic, found, least, pair,
                   differ.relative * _norm(analytic * v))
 
 
@@ -367,19 +383,23 @@ def _per(found: Difference, scale: float) -> Difference:
     return Difference(found.numeric / scale, found.tolerance / scale, found.smooth)
 
 
-def _check(where: np.ndarray, size: int, analytic: np.ndarray, found: Sequence[Difference],
+def _check(where: np.ndarray, dtype: np.dtype, analytic: np.ndarray, found: Sequence[Difference],
            least: float, along: tuple[float, Difference] | None, slack: float = 0.0) -> Check:
-    """Analytic derivatives beside numerical ones. least: what is tolerated beyond what each
-    `Difference` says; slack: the same of the direction."""
+    """Analytic derivatives, of `dtype` as backward left them, beside numerical ones. least: what is
+    tolerated beyond what each `Difference` says; slack: the same of the direction."""
     picked = analytic.reshape(-1)[where]
+    most = float(np.finfo(dtype).max)
     ratios = [_ratio(float(a) - d.numeric, d.tolerance + least)
-              for a, d in zip(picked, found, strict=True) if d.smooth]
+              for a, d in zip(picked, found, strict=True)
+              # What is too large for its dtype is infinite, and right.
+              if d.smooth and not (np.isinf(a) and d.numeric * np.sign(a) > most)]
     beside = None
-    if along is not None and along[1].smooth:
+    if along is not None and along[1].smooth and not (
+            dtype.itemsize < 4 and np.isinf(analytic).any()):
         ratios.append(_ratio(along[0] - along[1].numeric, along[1].tolerance + slack))
         beside = {"analytic": _json(along[0]), "numeric": along[1].numeric}
     worst = max(ratios, default=0.0)
-    return Check(where=[int(i) for i in where], every=len(where) == size,
+    return Check(where=[int(i) for i in where], every=len(where) == analytic.size,
                  analytic=[_json(float(a)) for a in picked],
                  numeric=[_json(d.numeric) for d in found], smooth=[d.smooth for d in found],
                  along=beside, worst=worst, right=worst <= 1)
@@ -420,10 +440,11 @@ class Program:
     input that is 1e-9 in one precision and -1e-9 in the other makes two different derivatives.
 
     Only the ops after the tensor are run again. A tensor whose gradient passes an op that cannot be
-    (see `check_op`) is left out.
+    (see `check_op`), or is one of `stale`, which had other inputs than there are now, is left out.
     """
 
-    def __init__(self, root: Tensor, seed: Array, nodes: Sequence[Node]) -> None:
+    def __init__(self, root: Tensor, seed: Array, nodes: Sequence[Node],
+                 stale: Collection[Node] = ()) -> None:
         self._root, self._seed = root, _double(seed)
         self._values: dict[Tensor, np.ndarray] = {root: _double(root.data)}
         self._uses: dict[Tensor, int] = {root: 1}
@@ -434,11 +455,11 @@ class Program:
         self._roundings: list[np.ndarray | None] = []
         self._costs: list[float] = []
         with _aside():
-            for replay, output in zip(self._ops, self._outputs, strict=True):
-                self._add(replay, output)
+            for node, replay, output in zip(forwards, self._ops, self._outputs, strict=True):
+                self._add(replay, output, node in stale)
         self._counts: dict[Tensor, int] | None = None
 
-    def _add(self, replay: Replay, output: Tensor) -> None:
+    def _add(self, replay: Replay, output: Tensor, stale: bool) -> None:
         for tensor in replay.inputs:
             if tensor is not None:
                 self._uses[tensor] = self._uses.get(tensor, 0) + 1
@@ -446,7 +467,8 @@ class Program:
             if tensor is not None and tensor not in self._values:
                 self._values[tensor] = _double(tensor.data)
         arrays = self._arrays(replay, {})
-        again, recorded = _base(replay, arrays, output.data), self._values[output]
+        again = None if stale else _base(replay, arrays, output.data)
+        recorded = self._values[output]
         rounding = None if again is None else recorded - again
         self._roundings.append(rounding if rounding is not None and rounding.any() else None)
         self._costs.append(math.inf if again is None else replay.work(arrays, again))
@@ -505,6 +527,7 @@ class Program:
         self._counts = {t: counts[t] for t in known if t in counts}
         return self._counts
 
+    @np.errstate(all="ignore")
     def derivatives(self, tensor: Tensor) -> Derivatives:
         """d <seed, root> / d tensor, of one of `tensors`, for a tensor by itself: as if it were
         moved after whatever made it."""
@@ -516,13 +539,14 @@ class Program:
         # is certain) is compared with what rounding makes of the result.
         size = float(np.abs(self._seed * base).sum() + np.abs(self._seed).max(initial=0.0))
         floor = 8 * float(np.finfo(dtype).eps) * size
-        differ = Differ(base, self._seed, PROGRAM_TOLERANCE[dtype.itemsize], floor,
+        differ = Differ(base, self._seed, PROGRAM_TOLERANCE[min(dtype.itemsize, 8)], floor,
                         1.0 + self._terms())
 
         def run(moved: np.ndarray) -> np.ndarray:
             values = {tensor: moved}
             for k in after:
-                value = self._ops[k](self._arrays(self._ops[k], values))
+                value = self._ops[k].near(self._arrays(self._ops[k], values),
+                                          self._values[self._outputs[k]])
                 rounding = self._roundings[k]
                 values[self._outputs[k]] = value if rounding is None else value + rounding
             return np.array(values[self._root])
@@ -542,13 +566,13 @@ def _inputs(ops: Sequence[Node | Replay]) -> list[Tensor]:
     return [t for op in ops for t in op.inputs if t is not None]
 
 
+@np.errstate(all="ignore")
 def compare(grad: Array, found: Derivatives) -> Check:
     """The gradient of a tensor as backward left it beside its numerical derivatives."""
     analytic = _double(grad)
-    relative = PROGRAM_TOLERANCE[grad.dtype.itemsize]
+    relative = PROGRAM_TOLERANCE[min(grad.dtype.itemsize, 8)]
     typical = _rms(np.array([d.numeric for d in found.elements if d.smooth]))
-    with np.errstate(all="ignore"):
-        moving = analytic * found.direction
-        return _check(found.where, analytic.size, analytic, found.elements,
-                      found.floor + relative * typical, (float(moving.sum()), found.along),
-                      relative * _norm(moving))
+    moving = analytic * found.direction
+    return _check(found.where, grad.dtype, analytic, found.elements,
+                  found.floor + relative * typical, (float(moving.sum()), found.along),
+                  relative * _norm(moving))

@@ -43,14 +43,17 @@ def follow(node: Node, output: Tensor, labels: list[Labels | None]
     if "temporal skip" in node.function.roles:
         shifts = [int(role == "temporal skip") for role in node.function.roles][: len(labels)]
         labels = [None if shift else label for label, shift in zip(labels, shifts, strict=True)]
-    fitting = [label for label in labels
-               if label is not None and output.shape[: label.ndim] == label.shape]
+    # An input of fewer axes is lined up with the last ones of the output, not the first.
+    fits = [label is not None and tensor is not None and output.shape[: label.ndim] == label.shape
+            and (tensor.ndim >= output.ndim or not label.ndim)
+            for label, tensor in zip(labels, node.inputs, strict=True)]
+    fitting = [label for label, fit in zip(labels, fits, strict=True) if fit and label is not None]
     if not fitting:
         return _common(labels), shifts
     axes = max(label.ndim for label in fitting)
     latest = np.maximum.reduce([_spread(label, output.shape[:axes]) for label in fitting])
     for slot, label in enumerate(labels):
-        if label is not None and output.shape[: label.ndim] == label.shape:
+        if label is not None and fits[slot]:
             behind = np.unique(latest - _spread(label, output.shape[:axes]))
             shifts[slot] = int(behind[0]) if behind.size == 1 else 0
     return latest, shifts

@@ -43,6 +43,7 @@ class Part(NamedTuple):
     grad: Array
 
 
+@np.errstate(all="ignore")
 def ledgers(root: Tensor, grad: Array, nodes: Sequence[Node], names: Mapping[Tensor, str],
             labels_of: Callable[[Tensor], Labels | None],
             place: Callable[[Node], tuple[str, int]], joints: Iterable[Node] | None = None,
@@ -58,7 +59,9 @@ def ledgers(root: Tensor, grad: Array, nodes: Sequence[Node], names: Mapping[Ten
     not called. Where a hook changes a gradient, the ledger is of the program without it.
     """
     chosen = sorted(find_joints(nodes) if joints is None else joints, key=lambda node: node.rank)
-    result = []
+    result: list[Ledger] = []
+    if not chosen:
+        return result
     with _undisturbed(root, nodes) as leaves:
         at: dict[Node, Array] = {}
         whole = _follow(root, grad, leaves, chosen, at)

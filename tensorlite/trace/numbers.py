@@ -46,6 +46,7 @@ Outgoing = Sequence[Array | None]
 Place = tuple[int, ...]
 
 
+@np.errstate(all="ignore")
 def forward_numbers(node: Node, output: Tensor,
                     names: Sequence[str | None] | None = None) -> str | None:
     """The op's formula with the numbers of this application; None where they are too many.
@@ -69,6 +70,7 @@ def forward_numbers(node: Node, output: Tensor,
     return text
 
 
+@np.errstate(all="ignore")
 def backward_numbers(node: Node, grad: Array, outgoing: Outgoing,
                      names: Sequence[str | None] | None = None) -> str | None:
     """The formulas of the gradients with the numbers of this step, a line for each input whose

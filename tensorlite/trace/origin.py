@@ -10,7 +10,7 @@ import os
 import sys
 import weakref
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from tensorlite.nn.module import Module
@@ -35,7 +35,8 @@ class Model:
     def __init__(self, root: Module) -> None:
         self.modules = {id(m): path for path, m in root.named_modules()}
         self.types = {path: type(m).__name__ for path, m in root.named_modules()}
-        self.parameters = {id(p): name for name, p in root.named_parameters()}
+        self.parameters: weakref.WeakKeyDictionary[Tensor, str] = weakref.WeakKeyDictionary()
+        self.parameters.update((p, name) for name, p in root.named_parameters())
 
 
 class Models:
@@ -52,7 +53,7 @@ class Models:
 
     def name(self, tensor: Tensor) -> str | None:
         """The name of a parameter of any of the models."""
-        names = (model.parameters.get(id(tensor)) for model in self._known.values())
+        names = (model.parameters.get(tensor) for model in self._known.values())
         return next((name for name in names if name is not None), None)
 
 
@@ -60,6 +61,7 @@ def find(inputs: tuple[Tensor | None, ...], models: Models) -> Origin:
     """Where the op being applied to `inputs` was asked for."""
     caller: FrameType | None = None
     stack: list[Module] = []
+    within = 0  # how many of them, from the innermost, are in a call of a module
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
@@ -69,17 +71,25 @@ def find(inputs: tuple[Tensor | None, ...], models: Models) -> Origin:
             first = frame.f_locals.get(code.co_varnames[0])
             if isinstance(first, Module):
                 stack.append(first)
+                if _is_method(type(first), code):  # not a function ``fit(model, …)``
+                    within = len(stack)
         frame = frame.f_back
     path = kind = None
     if stack:
         model = models.of(stack[-1])
-        path = next((model.modules[id(m)] for m in stack if id(m) in model.modules), None)
+        path = next((model.modules[id(m)] for m in stack[:within] if id(m) in model.modules), None)
         for tensor in inputs:  # the layer that holds the weights, where that is further in
-            owner = model.parameters.get(id(tensor), "").rpartition(".")[0]
+            name = "" if tensor is None else model.parameters.get(tensor, "")
+            owner = name.rpartition(".")[0]
             if owner and path is not None and (not path or owner.startswith(path + ".")):
                 path = owner
         kind = None if path is None else model.types.get(path)
     return Origin(path, kind, None if caller is None else source_of(caller), caller)
+
+
+def _is_method(kind: type[Module], code: CodeType) -> bool:
+    method = inspect.unwrap(getattr(kind, code.co_name, find))
+    return getattr(method, "__code__", None) is code
 
 
 def source_of(frame: FrameType) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import linecache
 import platform
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,32 @@ from .tape import Check, Event, Ledger, OpRecord, Piece, Summary, Tape, TensorRe
 MOST_EVENTS = 20_000  # after which no new walk, and no op, is recorded
 
 
+@dataclass
+class _Walk:
+    """A backward walk that goes on.
+
+    event: its latest step. outputs: what each node that it has yet to pass has made, by rank.
+    arrived: the sums at nodes and leaves so far, and `sums` these as arrays, where hooks or an
+    earlier backward will make something else of them. pending: the inputs whose pieces are about to
+    come. found: numerical gradients, by tensor. changed: nodes, by rank, to which a gradient comes
+    that a hook has changed.
+    """
+
+    event: Event
+    outputs: dict[int, Tensor]
+    arrived: dict[Node | Tensor, Summary] = field(default_factory=dict)
+    sums: dict[Node | Tensor, Array] = field(default_factory=dict)
+    pending: list[tuple[int, Check | None]] = field(default_factory=list)
+    found: dict[int, check.Derivatives] = field(default_factory=dict)
+    changed: set[int] = field(default_factory=set)
+    ledgers: list[Ledger] = field(default_factory=list)
+
+    def goes_on(self) -> bool:
+        """Whether there is something left to pass."""
+        return bool(self.arrived) or any(t.node is not None and not t.node.released
+                                         for t in self.outputs.values())
+
+
 class Recorder(Observer):
     """Writes `tape`. See `trace.record` for the options."""
 
@@ -39,17 +66,11 @@ class Recorder(Observer):
         self._numbers: weakref.WeakKeyDictionary[Tensor, int] = weakref.WeakKeyDictionary()
         self._labels: weakref.WeakKeyDictionary[Tensor, labels.Labels] = (
             weakref.WeakKeyDictionary())
-        self._prints: weakref.WeakKeyDictionary[Tensor, int] = weakref.WeakKeyDictionary()
+        self._prints: dict[int, int] = {}  # of the values of leaves, by tensor
         self._ops: dict[int, int] = {}  # by rank of the node
         self._names: set[str] = set()
         self._full = False
-        # Of the walk that goes on: what each node that it has yet to pass has made, by rank, and
-        # the sums that have arrived there and at leaves.
-        self._outputs: dict[int, Tensor] = {}
-        self._open: dict[Node | Tensor, Summary] = {}
-        self._pending: list[tuple[int, Check | None]] = []  # inputs whose pieces are about to come
-        self._found: dict[int, check.Derivatives] = {}  # numerical gradients, by tensor
-        self._walked: list[Ledger] = []  # of the walk that goes on
+        self._walks: list[_Walk] = []  # a hook or a backward may begin another one
         tape.versions = {"tensorlite": tensorlite.__version__, "numpy": np.__version__,
                          "python": platform.python_version()}
 
@@ -105,13 +126,12 @@ class Recorder(Observer):
         """The number of a tensor, written down if it is new, or a leaf with new values."""
         number = self._numbers.get(tensor)
         earlier = None
-        if tensor.node is None and op is None:
-            now = fingerprint(tensor.data)
-            if self._prints.setdefault(tensor, now) != now:
-                self._prints[tensor] = now
-                earlier, number = number, None
+        if number is not None and self._has_moved(tensor, number):
+            earlier, number = number, None
         if number is None:
             number = self._numbers[tensor] = len(self.tape.tensors)
+            if tensor.node is None and op is None:
+                self._prints[number] = fingerprint(tensor.data)
             kind = ("result" if op is not None or tensor.node is not None
                     else "parameter" if isinstance(tensor, Parameter)
                     else "leaf" if tensor.requires_grad else "constant")
@@ -125,6 +145,10 @@ class Recorder(Observer):
         if record.name.startswith("%"):
             self._name(tensor, record, where, earlier)
         return number
+
+    def _has_moved(self, tensor: Tensor, number: int) -> bool:
+        """Whether a leaf has other values than when it was written down as `number`."""
+        return number in self._prints and fingerprint(tensor.data) != self._prints[number]
 
     def _name(self, tensor: Tensor, record: TensorRecord, where: origin.Origin,
               earlier: int | None) -> None:
@@ -171,79 +195,122 @@ class Recorder(Observer):
             return
         where = origin.Origin(None, None, None, origin.caller())
         tensors = [root, *(t for node in nodes for t in node.inputs if t is not None)]
-        self._outputs = {t.node.rank: t for t in tensors if t.node is not None}
-        self._open.clear()
+        outputs = {t.node.rank: t for t in tensors if t.node is not None}
         for node in reversed(nodes):
             if node.rank not in self._ops:  # made before the recording
-                self._op(node, self._outputs[node.rank], where)
-        self.tape.events.append(Event("start", tensor=self._tensor(root, where),
-                                      grad=self._summary(grad, root)))
+                self._op(node, outputs[node.rank], where)
+        event = Event("start", tensor=self._tensor(root, where), grad=self._summary(grad, root))
+        self.tape.events.append(event)
+        walk = _Walk(event, outputs)
+        self._walks = [*(walk for walk in self._walks if walk.goes_on()), walk]
         if self._ledgers:
-            self._add_ledgers(root, grad, nodes)
+            walk.ledgers = self._follow(root, grad, nodes)
         if self._differences:
-            self._differentiate(root, grad, nodes)
+            walk.found = self._differentiate(root, grad, nodes)
 
     def accumulate(self, target: Node | Tensor, before: Array | None, grad: Array,
                    after: Array) -> None:
-        if self._full:
+        if self._full or not self._walks:
             return
-        tensor = target if isinstance(target, Tensor) else self._outputs[target.rank]
+        walk = self._walks[-1]
+        tensor = target if isinstance(target, Tensor) else walk.outputs[target.rank]
         sent = self._summary(grad, tensor)
-        earlier = self._open.get(target)
+        earlier = walk.arrived.get(target)
         total = sent if before is None else self._summary(after, tensor)
-        self._open[target] = total
-        event = self.tape.events[-1]
-        if event.kind == "start":
+        walk.arrived[target] = total
+        if target.hooks or isinstance(target, Tensor):
+            walk.sums[target] = after.copy() if target.hooks else after  # (a hook may write to it)
+        if walk.event.kind == "start":
             return
-        slot, found = self._pending.pop(0)
+        slot, found = walk.pending.pop(0)
         right = before is None or _is_sum(after, before, grad)
-        event.pieces.append(Piece(slot, self._numbers[tensor], sent, earlier, total,
-                                  sum_right=right, check=found))
+        walk.event.pieces.append(Piece(slot, self._numbers[tensor], sent, earlier, total,
+                                       sum_right=right, check=found))
 
     def backward(self, node: Node, grad: Array, outgoing: Sequence[Array | None]) -> None:
-        if self._full:
+        walk = None if self._full else self._at(lambda walk: node.rank in walk.outputs)
+        if walk is None:
             return
         number = self._ops[node.rank]
         op = self.tape.ops[number]
-        output = self._outputs.pop(node.rank)
+        output = walk.outputs.pop(node.rank)
         record = self.tape.tensors[op.output]
-        arrived = self._open.pop(node)
+        arrived, total = walk.arrived.pop(node), walk.sums.pop(node, grad)
         record.grad = self._summary(grad, output) if node.hooks else arrived
+        stale = self._is_stale(node)
         found: list[Check | None] = [None] * len(outgoing)
         if self._differences:
-            found = check.check_op(node, grad, outgoing, output.data)
-            self._compare(op.output, grad)
-        self._pending = [(slot, found[slot]) for slot, piece in enumerate(outgoing)
-                         if piece is not None]
+            if not stale:
+                found = check.check_op(node, grad, outgoing, output.data)
+            self._compare(walk, op.output, total)
+            if total is not grad and not _equal(total, grad):
+                self._note(f"A hook changed the gradient of {record.name}: what lies before it is "
+                           "not held against differences of the whole program.")
+                walk.changed.add(node.rank)
+            self._pass_over(walk, node, op)
+        walk.pending = [(slot, found[slot]) for slot, piece in enumerate(outgoing)
+                        if piece is not None]
         unsent = [Unsent(slot, tensor, one) for slot, (tensor, one, piece) in
                   enumerate(zip(op.inputs, found, outgoing, strict=True))
                   if piece is None and tensor is not None and one is not None and not one.right]
-        self.tape.events.append(Event(
-            "backward", op=number, grad=record.grad, unsent=unsent,
-            numbers=formulas.backward_numbers(node, grad, outgoing, self._input_names(node))))
+        numbers = None if stale else formulas.backward_numbers(node, grad, outgoing,
+                                                               self._input_names(node))
+        walk.event = Event("backward", op=number, grad=record.grad, unsent=unsent, numbers=numbers)
+        self.tape.events.append(walk.event)
 
     def deposit(self, leaf: Tensor, before: Array | None) -> None:
-        if self._full:
+        walk = None if self._full else self._at(lambda walk: leaf in walk.arrived)
+        if walk is None:
             return
         number = self._numbers[leaf]
         record = self.tape.tensors[number]
-        arrived = self._open.pop(leaf)
+        arrived, total = walk.arrived.pop(leaf), walk.sums.pop(leaf)
         assert leaf.grad is not None
         changed = before is not None or leaf.hooks
         record.grad = self._summary(leaf.grad, leaf) if changed else arrived
-        pieces = self.tape.events[-1].pieces
+        pieces = walk.event.pieces
         if pieces:  # (There are none where backward starts at a leaf.)
             pieces[-1].deposited = True
             pieces[-1].held = None if before is None else self._summary(before, leaf)
-        grad = leaf.grad if before is None else leaf.grad - before
-        for book in self._walked:
-            ledger.enter(book, record.name, grad)
+        # (The difference of large sums is not what was added.)
+        added = total
+        if leaf.hooks:
+            added = leaf.grad if before is None else _difference(leaf.grad, before)
+        for book in walk.ledgers:
+            ledger.enter(book, record.name, added)
         if self._differences:
-            self._compare(number, grad)
+            self._compare(walk, number, total)
+
+    def _at(self, here: Callable[[_Walk], bool]) -> _Walk | None:
+        """The walk that is `here`, and goes on: those begun within it have ended. None if it was
+        not recorded from its start."""
+        while self._walks and not here(self._walks[-1]):
+            self._walks.pop()
+        return self._walks[-1] if self._walks else None
+
+    def _is_stale(self, node: Node) -> bool:
+        """Whether leaves have other values now than when `node` was applied to them. (What it saved
+        may still be that: ``w.data = w.data - step`` makes a new array.)"""
+        inputs = self.tape.ops[self._ops[node.rank]].inputs
+        return any(tensor is not None and number is not None and self._has_moved(tensor, number)
+                   for tensor, number in zip(node.inputs, inputs, strict=True))
+
+    def _pass_over(self, walk: _Walk, node: Node, op: OpRecord) -> None:
+        """If a changed gradient comes to `node`, have none of its inputs compared."""
+        if node.rank in walk.changed:
+            for tensor, number in zip(node.inputs, op.inputs, strict=True):
+                if tensor is not None and number is not None:
+                    walk.found.pop(self._numbers[tensor], None)
+                    if tensor.node is not None:
+                        walk.changed.add(tensor.node.rank)
+
+    def _note(self, text: str) -> None:
+        if text not in self.tape.notes:
+            self.tape.notes.append(text)
 
     # Beside the walk
 
-    def _add_ledgers(self, root: Tensor, grad: Array, nodes: Sequence[Node]) -> None:
+    def _follow(self, root: Tensor, grad: Array, nodes: Sequence[Node]) -> list[Ledger]:
         def place(joint: Node) -> tuple[str, int]:
             number = self._ops[joint.rank]
             return self.tape.ops[number].module or "", number
@@ -251,29 +318,33 @@ class Recorder(Observer):
         names: dict[Tensor, str] = {
             tensor: self.tape.tensors[number].name for tensor, number in self._numbers.items()
             if self.tape.tensors[number].kind in ("parameter", "leaf")}
-        self._walked = ledger.ledgers(root, grad, nodes, names, self._labels.get, place,
-                                       progress=self._tell("ledgers"))
-        self.tape.ledgers += self._walked
+        found = ledger.ledgers(root, grad, nodes, names, self._labels.get, place,
+                               progress=self._tell("ledgers"))
+        self.tape.ledgers += found
+        return found
 
     def _tell(self, what: str) -> Callable[[int, int], object]:
         progress = self._progress
         return lambda done, total: None if progress is None else progress(what, done, total)
 
-    def _differentiate(self, root: Tensor, grad: Array, nodes: Sequence[Node]) -> None:
-        program = check.Program(root, grad, nodes)
+    def _differentiate(self, root: Tensor, grad: Array, nodes: Sequence[Node]
+                       ) -> dict[int, check.Derivatives]:
+        program = check.Program(root, grad, nodes, {n for n in nodes if self._is_stale(n)})
         tensors = program.tensors()
-        self._found = {}
+        found = {}
         tell = self._tell("differences")
         for done, tensor in enumerate(tensors):
-            self._found[self._numbers[tensor]] = program.derivatives(tensor)
+            found[self._numbers[tensor]] = program.derivatives(tensor)
             tell(done + 1, len(tensors))
+        return found
 
-    def _compare(self, number: int, grad: Array) -> None:
-        found = self._found.pop(number, None)
+    def _compare(self, walk: _Walk, number: int, grad: Array) -> None:
+        found = walk.found.pop(number, None)
         if found is not None:
             self.tape.tensors[number].numeric = check.compare(grad, found)
 
 
+@np.errstate(all="ignore")
 def _is_sum(after: Array, before: Array, grad: Array) -> bool:
     """Whether after = before + grad, up to rounding."""
     xp = array_module(after)
@@ -281,9 +352,18 @@ def _is_sum(after: Array, before: Array, grad: Array) -> bool:
                             atol=0, equal_nan=True))
 
 
+@np.errstate(all="ignore")
+def _difference(a: Array, b: Array) -> Array:
+    return a - b
+
+
+def _equal(a: Array, b: Array) -> bool:
+    return bool(array_module(a).array_equal(a, b, equal_nan=True))
+
+
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
     """An op's options as JSON has them: arrays and generators are left out."""
-    kept = {name: _json(value) for name, value in options.items()}
+    kept = {str(name): _json(value) for name, value in options.items()}
     return {name: value for name, value in kept.items() if value is not Ellipsis}
 
 
@@ -292,8 +372,8 @@ def _json(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return value if np.isfinite(value) else str(value)
-    if isinstance(value, np.integer):
-        return int(value)
+    if isinstance(value, np.integer | np.floating | np.bool_):
+        return _json(value.item())
     if isinstance(value, slice):
         parts = (value.start, value.stop) if value.step is None else (
             value.start, value.stop, value.step)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import math
+import sys
 
 import numpy as np
 
@@ -18,9 +19,11 @@ SIDE = 28  # pixels of a plane's longer side, at most
 SAMPLE = 4096  # elements that a histogram is made of, at most
 BINS = 24
 PLANES = 8  # frames, or images, that a picture shows
+LEAST = 1e-30  # mean square below which float32 may have lost some: gradients can be that small
 BLOCK = 1024  # elements whose squares are added up in the array's own precision
 
 
+@np.errstate(all="ignore")  # what is looked at may overflow: no error of the program's
 def summarise(array: Array, labels: np.ndarray | None = None, frames: int | None = None,
               weights: bool = False) -> Summary:
     """The summary of `array` as it is now.
@@ -33,8 +36,8 @@ def summarise(array: Array, labels: np.ndarray | None = None, frames: int | None
     result = Summary([int(n) for n in data.shape], str(data.dtype), 0.0, None, None, None)
     if data.dtype.kind not in "f":
         data = data.astype(np.float64)
-    elif data.dtype.itemsize < 4:
-        data = data.astype(np.float32)
+    elif data.dtype.itemsize not in (4, 8):
+        data = data.astype(np.float32 if data.dtype.itemsize < 4 else np.float64)
     if data.size:
         _statistics(result, data, labels, frames)
     if data.size <= WHOLE:
@@ -52,28 +55,33 @@ def finite(value: float) -> float | None:
 
 def _statistics(result: Summary, data: np.ndarray, labels: np.ndarray | None,
                 frames: int | None) -> None:
-    squares = _squares(data, 0 if labels is None else labels.ndim)
-    total = float(squares.sum())
-    if not math.isfinite(total):  # something is not finite, or the squares are too large
+    axes = 0 if labels is None else labels.ndim
+    squares, unit = _squares(data, axes), 1.0
+    total, mean = float(squares.sum()), float(
+        data.mean(dtype=np.float64 if data.size <= WHOLE else data.dtype))
+    if math.isfinite(total + mean) and total > LEAST * data.size:
+        result.min, result.max, result.mean = float(data.min()), float(data.max()), mean
+    else:  # something is not finite, or squares are too large or too small to be numbers
         wide = data.astype(np.float64)
         good = np.isfinite(wide)
-        result.nonfinite = int(wide.size - good.sum())
-        data = np.where(good, wide, 0.0)
-        squares = _squares(data, 0 if labels is None else labels.ndim)
-        total = float(squares.sum())
         kept = wide[good]
+        result.nonfinite = int(wide.size - kept.size)
         if kept.size:
             result.min, result.max = float(kept.min()), float(kept.max())
-            result.mean = float(kept.mean())
-    else:
-        result.min, result.max = float(data.min()), float(data.max())
-        result.mean = float(data.mean(dtype=np.float64)) if data.size <= WHOLE else float(
-            np.add.reduce(data.reshape(-1)) / data.size)
-    result.norm = finite(math.sqrt(total)) or 0.0
+            unit = max(-result.min, result.max) or 1.0
+            result.mean = float((kept / unit).mean()) * unit
+        squares = _squares(np.where(good, wide, 0.0) / unit, axes)
+        total = float(squares.sum())
+    result.norm = _norm(total, unit)
     if labels is not None and frames is not None:
         by_frame = [squares[labels == t] for t in range(frames)]
-        result.frame_norms = [float(np.sqrt(part.sum())) if part.size else None
+        result.frame_norms = [_norm(float(part.sum()), unit) if part.size else None
                               for part in by_frame]
+
+
+def _norm(total: float, unit: float) -> float:
+    """The norm whose square is `total` in units of `unit`²; the largest number if it is larger."""
+    return min(math.sqrt(total) * unit, sys.float_info.max)
 
 
 def _squares(data: np.ndarray, axes: int) -> np.ndarray:

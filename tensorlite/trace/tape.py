@@ -240,13 +240,18 @@ class Tape:
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write the tape as JSON; the file appears whole or not at all."""
-        with replacing(Path(path)) as beside:
-            beside.write_text(json.dumps(self.as_dict(), allow_nan=False), "utf-8")
+        _write(Path(path), json.dumps(self.as_dict(), allow_nan=False))
 
     def save_html(self, path: str | os.PathLike[str]) -> None:
         """Write the page that steps through the tape: one file that opens offline."""
         from .page import html
 
-        text = html(self)
-        with replacing(Path(path)) as beside:
-            beside.write_text(text, "utf-8")
+        _write(Path(path), html(self))
+
+
+def _write(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():  # a pipe, a device: nothing to put in its place
+        path.write_text(text, "utf-8")
+        return
+    with replacing(path) as beside:
+        beside.write_text(text, "utf-8")

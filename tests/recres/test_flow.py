@@ -233,7 +233,7 @@ def test_open_the_page_that_lies_here(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments, message", [
     (["--chunk", "0"], "--chunk 0: expected at least 1"),
     (["--batch", "0"], "--batch 0: expected at least 1"),
-    (["--chunk", "3"], "--chunk 3: "),
+    (["--chunk", "3"], "--chunk 3: the drawn clip v_BowDown_g01_c01.avi has 2, of "),
     (["--context", "11"], "--context: got 11, expected 1 to 9 frames"),
     (["--context", "0"], "--context 0: expected at least 1"),
     (["--skip", "wrong"], "argument --skip: invalid choice"),
@@ -247,6 +247,7 @@ def test_open_the_page_that_lies_here(tmp_path, monkeypatch):
     (["{tmp}"], ": no run there"),
     (["{tmp}/text.avi"], "text.avi: "),
     (["{tmp}/run", "{tmp}/text.avi"], "text.avi: "),
+    (["{tmp}/text.avi", "{tmp}/run"], "text.avi: expected the folder of a run, and after it"),
     (["{tmp}/run", "--context", "3"], "--context 3: the network of the run in "),
     (["{tmp}/run", "--seed", "3"], "--seed 3: the network of the run in "),
     (["{tmp}/run", "--batch", "1"], "v_BowDown_g01_c01.avi: batch_norm: mode 'train' needs more"),
