@@ -34,10 +34,12 @@ def record(title: str = "Gradient flow", *, check: bool = False, ledger: bool = 
            progress: Callable[[str, int, int], object] | None = None) -> Iterator[Tape]:
     """Record what the program within it does; the tape is complete when the block ends.
 
-    The program runs the simple ops, not the fused ones (`tensorlite.unfused`).
+    The program runs the simple ops, not the fused ones (`tensorlite.unfused`). What other threads
+    do is not recorded.
 
     check: put derivatives by central differences beside those of backward, for every element of
-        small tensors and a sample of large ones. Takes many times as long as the program.
+        small tensors and a sample of large ones. Takes many times as long as the program. The
+        forward of each op is run again: one of your own should do nothing but return its output.
     ledger: where paths of a residual block meet, follow the parts of the gradient separately to all
         parameters; see `Ledger`.
     progress: called as ``progress(what, done, total)`` while differences and ledgers are computed.

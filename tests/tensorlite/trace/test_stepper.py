@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -291,3 +292,32 @@ def test_what_cannot_be_done_is_said_in_a_line(script: Path, tmp_path: Path, cap
     with pytest.raises(SystemExit) as stopped:
         run(capsys, "--foo", script)
     assert stopped.value.code == 2
+
+
+def test_files_lie_where_they_were_asked_for_wherever_the_script_goes(
+        tmp_path: Path, capsys, monkeypatch):
+    (tmp_path / "away").mkdir()
+    (tmp_path / "goes.py").write_text(
+        "import os\nimport tensorlite as tl\nos.chdir('away')\n"
+        "tl.Tensor(3.0, requires_grad=True).exp().backward()\n")
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, "goes.py", "--json", "tape.json")[0] == 0
+    assert (tmp_path / "tape.json").is_file() and not list((tmp_path / "away").iterdir())
+
+
+def test_a_folder_is_no_file_to_write(script: Path, tmp_path: Path, capsys):
+    status, out, err = run(capsys, script, "--html", tmp_path)
+    assert status == 2 and out == "" and "is a folder" in err and err.count("\n") == 1
+
+
+def test_a_pipe_is_written_to_not_replaced(tmp_path: Path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with trace.record() as tape:
+        Tensor(3.0, requires_grad=True).exp().backward()
+    taken: list[str] = []
+    reader = threading.Thread(target=lambda: taken.append(pipe.read_text()))
+    reader.start()
+    tape.save_json(pipe)
+    reader.join()
+    assert json.loads(taken[0])["events"] and pipe.is_fifo()
