@@ -79,11 +79,12 @@ def recover(folder: Path, log: Callable[[str], object]) -> Path | None:
 class Checkpoints:
     """Writes the newest `keep` checkpoints of a run, and its best model, in a thread of its own.
 
-    `written` is the number of updates made by the newest checkpoint on disk.
+    `written` is the number of updates made by the newest checkpoint on disk. launcher: what stands
+    before the command that goes on with the run.
     """
 
-    def __init__(self, folder: Path, keep: int, written: int = 0) -> None:
-        self.folder, self.keep, self.written = folder, keep, written
+    def __init__(self, folder: Path, keep: int, written: int = 0, launcher: str = "") -> None:
+        self.folder, self.keep, self.written, self.launcher = folder, keep, written, launcher
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._failed: tuple[Mapping[str, np.ndarray], Mapping[str, str]] | None = None
@@ -137,7 +138,8 @@ class Checkpoints:
         """
         self.close()
         why = _reason(error.__cause__ or error)
-        resume = f"python -m recres.train --resume {shlex.quote(str(self.folder))}"
+        resume = (f"{self.launcher}python -m recres.train --resume "
+                  f"{shlex.quote(str(self.folder))}")
         text = f"{self.folder}: cannot be written: {why}"
         place = None
         try:

@@ -128,8 +128,8 @@ class Interrupts:
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Within it the first signal only sets `requested`; the caller looks at that afterwards."""
-        self._deferring = True
+        before, self._deferring = self._deferring, True
         try:
             yield
         finally:
-            self._deferring = False
+            self._deferring = before

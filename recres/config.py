@@ -161,7 +161,13 @@ class Config:
                                   20.0, kind=float, least=0, older=True)
     tensorboard: bool = _option("machine", "also write event files for TensorBoard into the run's "
                                 "folder", False, kind=bool, older=True)
-    device: str = _option("machine", "cpu, cuda or cuda:N", "cpu")
+    device: str = _option("machine", "cpu, cuda or cuda:N; of several processes with cuda each "
+                          "takes a card", "cpu")
+    processes: int = _option("machine", "processes that train together, as many as mpiexec starts; "
+                             "each takes --batch chunks at once", 1, kind=int, least=1, older=True)
+    sync_norm: bool = _option("machine", "with several processes: batch norms take the statistics "
+                              "of all of their batches, not each of its own", False, kind=bool,
+                              older=True)
     precision: str = _option("machine", "how products are computed on cuda: in float32; of float32 "
                              "operands rounded to TF32; or of float16 ones, activations being "
                              "float16 and the loss scaled", "float32", choices=PRECISIONS,

@@ -219,25 +219,38 @@ def plan_epoch(chunks: Sequence[Chunk], config: Config, epoch: int) -> list[list
     """An epoch's updates, each a list of batches: every chunk once, in the epoch's order.
 
     Sizes of updates differ by at most one chunk, and so do those of the batches of an update.
+    Several processes take a batch together: see `share`.
     """
     order = generator(config.seed, epoch, "order").permutation(len(chunks))
     return [[[chunks[i] for i in batch] for batch in np.array_split(update, _parts(update, config))]
             for update in np.array_split(order, updates_an_epoch(len(chunks), config))]
 
 
+def share(batches: Sequence[Sequence[Chunk]], rank: int, config: Config) -> list[list[Chunk]]:
+    """What one of several processes has of an update's batches; sizes differ by at most one chunk.
+
+    Where it has nothing of a batch, that is left out or, with --sync-norm, to which all processes
+    belong, empty.
+    """
+    mine = [[batch[i] for i in np.array_split(range(len(batch)), config.processes)[rank]]
+            for batch in batches]
+    return [batch for batch in mine if batch or config.sync_norm]
+
+
 def updates_an_epoch(n_chunks: int, config: Config) -> int:
     """How many updates an epoch of `n_chunks` chunks makes."""
     if config.update_fraction is None:
-        return -(-n_chunks // config.batch)
+        return -(-n_chunks // (config.batch * config.processes))
     return min(n_chunks, max(1, round(1 / config.update_fraction)))
 
 
 def _parts(update: np.ndarray, config: Config) -> int:
-    return -(-len(update) // config.batch)
+    return -(-len(update) // (config.batch * config.processes))
 
 
 def describe_updates(n_chunks: int, config: Config) -> dict[str, Any]:
     """The numbers of `plan_epoch`: updates an epoch, chunks and batches of the largest update."""
     updates = updates_an_epoch(n_chunks, config)
     largest = -(-n_chunks // updates)
-    return {"updates": updates, "chunks": largest, "batches": -(-largest // config.batch)}
+    together = config.batch * config.processes
+    return {"updates": updates, "chunks": largest, "batches": -(-largest // together)}

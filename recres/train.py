@@ -8,10 +8,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from recres import build, checkpoint, checkpoints, commands, config, sequences, summary
-from recres.commands import Interrupts, bar, say
+from recres.commands import Interrupted, Interrupts, RunFailed, bar, say
 from recres.config import Config
 from recres.datasets import Split
 from recres.errors import InputError
@@ -23,9 +24,10 @@ from recres.models import VideoResNet
 from recres.models.sequence import SequenceModel
 from recres.runs import RUNS, Run, write_json
 from recres.scores import write_scores
-from recres.trainer import Trainer
+from recres.trainer import Follower, Trainer
 from recres.video.source import FrameSource
-from tensorlite import precision
+from tensorlite import distributed, get_num_threads, nn, precision
+from tensorlite.distributed import Processes
 from tensorlite.io import FormatError
 
 
@@ -48,16 +50,64 @@ def parser() -> commands.Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    return commands.run(parser(), lambda args: _train(args, argv), argv)
+    try:
+        processes = distributed.start()
+    except distributed.Missing as error:
+        if distributed.launched()[0]:
+            return 0  # rank 0 says it
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    status = 1
+    try:
+        if processes.rank:
+            given = sys.argv[1:] if argv is None else argv
+            status = commands.run(parser(), lambda _: _follow(processes),
+                                  ["--debug"] if "--debug" in given else [])
+        else:
+            status = commands.run(parser(), lambda args: _train(args, argv, processes), argv)
+    finally:
+        processes.end(status)
+    return status
 
 
-def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
+def _follow(processes: Processes) -> int:
+    """Take part in the run of rank 0, which has read the options."""
+    shared = processes.share(None)
+    if shared is None:  # there is none: rank 0 says why
+        return 0
+    try:
+        with Interrupts() as stop:
+            Job(Run(*shared), stop, lambda text: None, processes=processes).do()
+    except Interrupted:
+        return 130
+    except Exception as error:
+        if processes.all_end():  # all for the same reason: rank 0 says it
+            return 1
+        text = " ".join(str(error).split())
+        raise RunFailed(f"rank {processes.rank} of {processes.size}: {type(error).__name__}: {text}"
+                        ) from error
+    return 0
+
+
+def _options(args: argparse.Namespace, processes: Processes) -> Config:
+    """The options of a new run."""
+    given, size = config.given(args), processes.size
+    if given.setdefault("processes", size) != size:
+        raise InputError(f"--processes {given['processes']}: mpiexec has started {size}" if size > 1
+                         else f"--processes {given['processes']}: start that many by mpiexec -n "
+                         f"{given['processes']} python -m recres.train ...")
+    if size > 1:
+        given.setdefault("threads", max(1, get_num_threads() // processes.local_size))
+    return config.resolve(given, args.data_root)
+
+
+def _train(args: argparse.Namespace, argv: Sequence[str] | None, processes: Processes) -> int:
     if args.check:
         from recres import rehearsal
 
         return rehearsal.check(args)
     if args.resume is None:
-        options = config.resolve(config.given(args), args.data_root)
+        options = _options(args, processes)
         out = args.out or _name(options)
         run = Run.create(out, options, {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S"), "environment": summary.environment(),
@@ -65,8 +115,13 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
     else:
         run = Run.open(args.resume) if args.resume else Run.latest()
         _refuse_changes(run, args)
+        if run.config.processes != processes.size:
+            raise InputError(f"{run.path}: a run of {run.config.processes} processes, and that "
+                             f"cannot change: expected mpiexec -n {run.config.processes}, not "
+                             f"{processes.size}")
         options = config.with_changes(run.config, config.given(args))
-    with run, Interrupts(f"stopped; to go on: python -m recres.train --resume {run.path}") as stop:
+    hint = f"stopped; to go on: {processes.launcher}python -m recres.train --resume {run.path}"
+    with run, Interrupts(hint) as stop:
         if run.result is not None:
             print(f"{run.path}: complete, video error {run.result['video_error']:.4f}")
             if run.config.store is None:  # killed before it had removed them
@@ -77,7 +132,8 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None) -> int:
                 "equal only to rounding")
         run.change(options)
         try:
-            Job(run, stop).do()
+            processes.share((run.path, options, run.about))
+            Job(run, stop, processes=processes).do()
         except (InputError, FormatError):
             if args.resume is None:
                 run.discard()
@@ -105,13 +161,16 @@ class Job:
     """A training run from the data to result.json; every step that is done already is skipped.
 
     log: gets what there is to say, line by line. source: frames of the same videos that another job
-    has decoded; this one's are in `source` afterwards.
+    has decoded; this one's are in `source` afterwards. processes: those that do the job together,
+    each by a call of its own; all but rank 0 write nothing.
     """
 
     def __init__(self, run: Run, interrupts: Interrupts, log: Callable[[str], object] = say,
-                 source: FrameSource | None = None) -> None:
+                 source: FrameSource | None = None, processes: Processes | None = None) -> None:
         self.run, self.config, self.interrupts, self.log = run, run.config, interrupts, log
-        self.source = source
+        self.source, self.processes = source, processes or Processes()
+        if self.processes.size > 1 and self.config.device == "cuda":
+            self.config = replace(self.config, device=f"cuda:{self.processes.local_rank}")
 
     def do(self) -> None:
         """Do what is left to do."""
@@ -122,10 +181,12 @@ class Job:
                 self.log(f"resumed   after update {trainer.progress.update}, in epoch "
                          f"{trainer.progress.epoch + 1}")
             trainer.train()
-            # What is kept of flow or dynamic images cannot be played backwards.
-            self._finish(trainer, trainer.loader if self.config.input == "frames" else frames)
-            if store is not None and self.config.store is None:
-                store.remove()
+            if not self.processes.rank:
+                # What is kept of flow or dynamic images cannot be played backwards.
+                self._finish(trainer, trainer.loader if self.config.input == "frames" else frames)
+                if store is not None and self.config.store is None:
+                    store.remove()
+            self.processes.wait()
 
     def videos(self) -> Videos:
         """The videos to work with."""
@@ -139,13 +200,42 @@ class Job:
     def open(self) -> tuple[Trainer, FrameLoader, FeatureStore | None]:
         """All that training needs, loaded or made: what trains, what makes inputs of the frames
         themselves, and the store of features if there is one."""
-        config, run = self.config, self.run
-        videos = self.videos()
+        config, run, processes = self.config, self.run, self.processes
+        if processes.size > 1:
+            self.log(f"processes {processes.size}, of {config.threads} threads each; batch norms "
+                     f"by {'all of their' if config.sync_norm else 'each one of the'} batches")
+        with processes.first():
+            videos = self.videos()
         self.source = videos.source
         self._refuse_other_frames()
         classes = videos.split.classes
         network = build.build_network(config, len(classes))
         model = network if not config.features else build.build_sequence_model(config, len(classes))
+        if not processes.rank:
+            self._begin(network, model)
+        start = processes.share(run.about.get("model"))
+        processes.share_arrays({name: p.data for name, p in network.named_parameters()}
+                               | dict(network.named_buffers()))
+        network.to(config.device)
+        model.to(config.device)
+        frames = FrameLoader(videos.source, config, start["input"])
+        with processes.first():
+            store = build.open_store(config, network, videos, run.path, start)
+            self.log(summary.heading(config, model, videos, store))
+            if store is not None:
+                self.make_features(store, network, frames)
+        loader = build.open_loader(config, store, frames)
+        if isinstance(model, SequenceModel) and store is not None and config.z_norm:
+            model.set_statistics(*sequences.statistics(store, videos.sides["train"]))
+        about = {"version": config.version, "input_convention": start["input"],
+                 "options": json.dumps(config.to_json()), "classes": json.dumps(classes)}
+        kind = Follower if processes.rank else Trainer
+        trainer = kind(model, loader, videos, run, about, self.interrupts, self.log, processes)
+        return trainer, frames, store
+
+    def _begin(self, network: VideoResNet, model: nn.Module) -> None:
+        """Load what the run starts from: its newest checkpoint or, before there is one, weights."""
+        config, run = self.config, self.run
         newest = checkpoints.recover(run.path, self.log)
         if config.features or newest is None:
             run.about["model"] = build.load_weights(network, config, log=self.log)
@@ -154,21 +244,6 @@ class Job:
             run.write_config()
         else:
             checkpoint.load_network(newest, model)
-        start = run.about["model"]
-        network.to(config.device)
-        model.to(config.device)
-        frames = FrameLoader(videos.source, config, start["input"])
-        store = build.open_store(config, network, videos, run.path, start)
-        self.log(summary.heading(config, model, videos, store))
-        if store is not None:
-            self.make_features(store, network, frames)
-        loader = build.open_loader(config, store, frames)
-        if isinstance(model, SequenceModel) and store is not None and config.z_norm:
-            model.set_statistics(*sequences.statistics(store, videos.sides["train"]))
-        about = {"version": config.version, "input_convention": start["input"],
-                 "options": json.dumps(config.to_json()), "classes": json.dumps(classes)}
-        trainer = Trainer(model, loader, videos, run, about, self.interrupts, self.log)
-        return trainer, frames, store
 
     def _refuse_other_frames(self) -> None:
         """InputError where --frames has other pixels than when the run began."""

@@ -8,6 +8,9 @@ after the update, and what it holds in memory is put elsewhere.
 On a GPU the host runs ahead: while an update is computed, the next batch is copied there and the
 gradients of the next update queued, and only then is it asked how the update before went: if that
 one failed, the parameters are still as it had them.
+
+Several processes make the updates together (`recres.together`): rank 0 has a `Trainer`, the others
+have a `Follower`, which writes nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ from recres.guard import Guard
 from recres.loader import Chunk, Loader, Videos, plan_epoch, updates_an_epoch
 from recres.runs import MetricsLog, Run, read_metrics
 from recres.tensorboard import Events
+from recres.together import Together
 from recres.video.prefetch import Prefetcher
 from tensorlite import Tensor, cross_entropy, nn, optim
+from tensorlite.distributed import Processes
 from tensorlite.transfer import Uploads, read_later
 
 NORMS_LOGGED = 200  # updates of a run, at most, whose gradient norms are logged stage by stage
@@ -55,12 +60,13 @@ class Trainer:
 
     loader: makes the inputs, and says what else `model` takes with them.
     about: what the saved model carries as metadata. log: gets the line of each epoch. `progress`
-    says how far training has come.
+    says how far training has come. processes: those that train together.
     """
 
     def __init__(self, model: nn.Module, loader: Loader, videos: Videos, run: Run,
                  about: dict[str, str], interrupts: Interrupts,
-                 log: Callable[[str], object] = print) -> None:
+                 log: Callable[[str], object] = print,
+                 processes: Processes | None = None) -> None:
         self.model, self.loader, self.videos, self.run = model, loader, videos, run
         self.config, self.about, self.interrupts, self.log = run.config, about, interrupts, log
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -80,12 +86,21 @@ class Trainer:
         self.metrics: MetricsLog | None = None
         self.events: Events | None = None
         self._bar: Any = None
+        self.processes = processes or Processes()
+        self.together = Together(self.processes, model, self.optimizer, self.config)
         self.progress, self._saved = Progress(), time.monotonic()
-        if (run.path / NEWEST).is_file():
-            self.progress = checkpoint.load(run.path / NEWEST, model, self.optimizer, self.scaler)
-        self.checkpoints = Checkpoints(run.path, self.config.keep, self.progress.update)
+        self._open()
+        self.progress = self.together.begin(self.progress, self.scaler)
         self.guard = Guard(self)
-        if not (run.path / NEWEST).is_file():
+
+    def _open(self) -> None:
+        """Take up the newest checkpoint, or write the first."""
+        newest = self.run.path / NEWEST
+        if newest.is_file():
+            self.progress = checkpoint.load(newest, self.model, self.optimizer, self.scaler)
+        self.checkpoints = Checkpoints(self.run.path, self.config.keep, self.progress.update,
+                                       self.processes.launcher)
+        if not newest.is_file():
             self.save()  # before anything is trained: the start need not be read again
 
     @np.errstate(all="ignore")  # what is not finite is found out and said below
@@ -97,8 +112,7 @@ class Trainer:
         if self.config.tensorboard:
             self.events = Events(self.run.path, self.progress.update, self.progress.epoch)
         try:
-            while self.progress.epoch < self.epochs:
-                self._epoch()
+            self._epochs()
             self._check(wait=True)
         except NotWritten as error:
             self._settle()
@@ -108,6 +122,11 @@ class Trainer:
             self.metrics.close()
             if self.events is not None:
                 self.events.close()
+
+    def _epochs(self) -> None:
+        with self.together.deferred(self.interrupts):
+            while self.progress.epoch < self.epochs:
+                self._epoch()
 
     def record(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""
@@ -138,42 +157,56 @@ class Trainer:
         progress = self.progress
         left = self.updates - self.an_epoch * progress.epoch
         updates = plan_epoch(self.chunks, self.config, progress.epoch)[progress.done : left]
-        batches = [batch for update in updates for batch in update]
+        batches = [batch for update in updates for batch in self.together.share(update)]
         frames = self.config.context * sum(map(len, batches))
         load = lambda batch: self.uploads.send(  # noqa: E731
-            self.loader.load(batch, progress.epoch))
+            self.loader.load(batch or self._borrowed, progress.epoch))
         self.model.train()
         with (Prefetcher(load, batches) as inputs,
-              tqdm(total=frames, unit="frame", unit_scale=True, leave=False, disable=None,
+              tqdm(total=frames, unit="frame", unit_scale=True, leave=False,
+                   disable=True if self.processes.rank else None,
                    desc=f"epoch {progress.epoch + 1}/{self.epochs}") as self._bar):
             for update in updates:
                 with self.interrupts.deferred():
                     self._update(update, inputs)
                 self._check()
-                if self.interrupts.requested:
-                    self.save()
-                    self._check(wait=True)
-                    raise Interrupted(self.interrupts.hint)
-                if time.monotonic() - self._saved > self.config.save_seconds \
-                        and not self.checkpoints.busy:
-                    self.save()
+                self._heed_interrupts()
+                self._save_now_and_then()
         self.save()
         self._evaluate()
+        self.processes.wait()
         progress.epoch, progress.done = progress.epoch + 1, 0
+        self._heed_interrupts()
         self.save()
 
+    def _heed_interrupts(self) -> None:
+        """Interrupted, with everything saved, if any process was asked to stop."""
+        if self.processes.any(self.interrupts.requested):
+            self.save()
+            self._check(wait=True)
+            raise Interrupted(self.interrupts.hint)
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self._saved > self.config.save_seconds \
+                and not self.checkpoints.busy:
+            self.save()
+
     def _update(self, batches: Sequence[Sequence[Chunk]], inputs: Iterator[Any]) -> None:
-        """One step of the optimiser, on the mean loss over all chunks of `batches`."""
+        """One step of the optimiser, on the mean loss over all chunks of `batches`, of which this
+        process computes its share."""
         progress, size = self.progress, sum(map(len, batches))
+        mine, batches = self.together.share(batches), self.together.shares(batches)
         began, waited, loss = time.perf_counter(), 0.0, 0.0
         self.guard.begin()
         self.optimizer.zero_grad()
-        for batch in batches:
+        for batch in mine:
             asked = time.perf_counter()
             array = self.uploads.take(next(inputs))
             waited += time.perf_counter() - asked
-            loss = loss + self.accumulate(array, batch, size)
+            with self.together.walk(last=len(batch) > 0 and batch is mine[-1]):
+                loss = loss + self.accumulate(array, batch, size)
             self._bar.update(len(batch) * self.config.context)
+        loss = self.together.combine(loss, sum(map(len, mine)) / size)
         self._settle()  # before the parameters move on: if that one failed, they are as it had them
         self.optimizer.lr = self.schedule(progress.update)
         line = {"kind": "update", "update": progress.update + 1, "epoch": progress.epoch + 1,
@@ -186,8 +219,9 @@ class Trainer:
             reading = read_later(loss) if self.ahead else lambda: loss
             self._pending = _Update(line, reading, norms, outcome, began, waited, batches)
         else:
-            self.guard.failed(line, f"the loss is {loss}", batches)
+            self._failed(line, f"the loss is {loss}", batches)
         progress.update, progress.done = progress.update + 1, progress.done + 1
+        self.together.check(progress.update)
         if not self.ahead:
             self._settle()
 
@@ -202,7 +236,7 @@ class Trainer:
         bad_gradient = skipped and (self.scaler is None or scale < 1)
         if bad_gradient or not math.isfinite(loss):
             bad = f"gradient's norm is {norm}" if math.isfinite(loss) else f"loss is {loss}"
-            self.guard.failed(line, f"the {bad}", batches, scale)
+            self._failed(line, f"the {bad}", batches, scale)
             return
         self.guard.passed()
         line |= {"loss": loss, "gradient_norm": None if skipped else norm}
@@ -217,19 +251,35 @@ class Trainer:
             **line, "data_time": round(waited, 6), "compute_time": round(seconds - waited, 6),
             "frames_per_second": round(line["chunks"] * self.config.context / seconds, 3)})
 
+    def _failed(self, line: dict[str, Any], what: str, batches: Sequence[Sequence[Chunk]],
+                scale: float = 1.0) -> None:
+        """See `Guard.failed`; where the update is left out, all processes leave it out."""
+        self.guard.failed(line, what, batches, scale)
+        self.together.leave_out()
+
     def accumulate(self, inputs: Any, batch: Sequence[Chunk], size: int) -> Any:
         """Add the gradients of a batch's share of the mean loss over `size` chunks; that share, as
         a number, or, where the host runs ahead, an array."""
-        logits = self.model(Tensor(inputs, device=self._device), **self.loader.arguments(batch))
+        if not batch:
+            return self.together.go_along(lambda: self._logits(inputs, self._borrowed))
+        logits = self._logits(inputs, batch)
         labels = chunk_labels(self.videos, batch)
         loss = cross_entropy(logits, labels, reduction="sum") * (1 / size)
         value = loss.data if self.ahead else float(loss.item())
-        if self.ahead or math.isfinite(value):
+        if self.ahead or math.isfinite(value) or not self.together.alone:  # others may wait in it
             if self.scaler is None:
                 loss.backward()
             else:
                 self.scaler.backward(loss)
         return value
+
+    def _logits(self, inputs: Any, batch: Sequence[Chunk]) -> Tensor:
+        return self.model(Tensor(inputs, device=self._device), **self.loader.arguments(batch))
+
+    @property
+    def _borrowed(self) -> list[Chunk]:
+        """What a process computes on that has no chunk of a batch but has to go along."""
+        return self.chunks[:1]
 
     @property
     def _device(self) -> str:
@@ -263,6 +313,39 @@ class Trainer:
         seconds = sum(line["data_time"] + line["compute_time"] for line in lines)
         rate = chunks * self.config.context / seconds
         self.log(f"{text}  {seconds:.1f} s, {rate:.0f} frames/s")
+
+
+class Follower(Trainer):
+    """The trainer of every process but that of rank 0: it makes the same updates, and writes
+    nothing."""
+
+    def _open(self) -> None:
+        pass
+
+    @np.errstate(all="ignore")
+    def train(self) -> None:
+        """Make the updates with the others."""
+        self._epochs()
+
+    def record(self, line: dict[str, Any]) -> None:
+        """Nothing: rank 0 does."""
+
+    def save(self) -> None:
+        """See how the update under way went, as rank 0 does where it saves."""
+        self._settle()
+
+    def _check(self, wait: bool = False) -> None:
+        pass
+
+    def _save_now_and_then(self) -> None:
+        pass
+
+    def _failed(self, line: dict[str, Any], what: str, batches: Sequence[Sequence[Chunk]],
+                scale: float = 1.0) -> None:
+        self.together.leave_out()  # if rank 0 does: otherwise it ends the run
+
+    def _evaluate(self) -> None:
+        pass
 
 
 def _rank(evaluation: dict[str, Any]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .autograd import Node
+    from .distributed import NormPool
     from .tensor import Tensor
 
 
@@ -46,6 +47,7 @@ class _State(threading.local):
     recording = True
     fused = True
     observers: tuple[Observer, ...] = ()
+    pool: NormPool | None = None  # with whom batch norms in training share their statistics
 
     def tell(self, event: str, *what: Any) -> None:
         """Call the method `event` of all who look on."""

@@ -26,7 +26,7 @@ from .casting import as_dtype, for_products
 from .convolution import conv2d, convolution_geometry
 from .elementwise import Add
 from .elementwise import relu as relu_op
-from .normalisation import batch_norm, check_norm
+from .normalisation import batch_norm, check_norm, norm_grad_vectors, pooled_moments
 from .recurrence import temporal_skip
 
 
@@ -153,7 +153,7 @@ class ConvNorm(Function):
         prologue = None if source is None else source.activation
         z, moments = kernels.of(x).conv2d_forward(x, weight, prologue=prologue, statistics=train,
                                                   **geometry)
-        ctx.count = None if moments is None else moments.count
+        moments = pooled_moments(ctx, moments)
         vectors = kernels.of(x).norm_vectors(moments, gamma, beta, **statistics)
         norm.set(z, *vectors)
         ctx.save(x, weight, z)
@@ -173,8 +173,8 @@ class ConvNorm(Function):
             if count is None:
                 dgamma = sums.grad_centred * norm.inverse
             else:
-                dgamma, slope, offset = kernels.of(grad).norm_grad_vectors(
-                    sums, norm.mean, norm.inverse, scale, count)
+                dgamma, slope, offset = norm_grad_vectors(
+                    ctx, sums, norm.mean, norm.inverse, scale)
                 norm_grad = NormGrad(z, scale, slope, offset)
         norm.left.clear()
         dx, left, dw = kernels.of(grad).conv2d_backward(

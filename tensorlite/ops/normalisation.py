@@ -7,6 +7,8 @@ import math
 from .. import kernels
 from ..autograd import Function, Node
 from ..device import Array, array_module
+from ..kernels.contract import GradSums, Moments
+from ..recording import state
 from ..tensor import Tensor
 from .arguments import one_dtype
 
@@ -27,10 +29,9 @@ class BatchNorm(Function):
     def forward(ctx: Node, x: Array, gamma: Array, beta: Array, *, running_mean: Array,
                 running_var: Array, mode: str, momentum: float, eps: float) -> Array:
         kernel = kernels.of(x)
-        moments = kernel.moments(x) if mode == "train" else None
+        moments = pooled_moments(ctx, kernel.moments(x) if mode == "train" else None)
         mean, inverse, scale, shift = kernel.norm_vectors(moments, gamma, beta, running_mean,
                                                           running_var, momentum, eps)
-        ctx.count = None if moments is None else moments.count
         ctx.save(x, mean, inverse, scale)
         return kernel.affine(x, scale, shift)
 
@@ -45,9 +46,29 @@ class BatchNorm(Function):
             dgamma, slope = sums.grad_centred * inverse, array_module(grad).zeros_like(scale)
             offset = slope
         else:
-            dgamma, slope, offset = kernel.norm_grad_vectors(sums, mean, inverse, scale, ctx.count)
+            dgamma, slope, offset = norm_grad_vectors(ctx, sums, mean, inverse, scale)
         dx = kernel.norm_backward(grad, x, scale, slope, offset) if ctx.needs[0] else None
         return dx, dgamma, sums.grad
+
+
+def pooled_moments(ctx: Node, moments: Moments | None) -> Moments | None:
+    """What a norm goes by: `moments` of its batch or, within a `distributed.NormPool`, those of all
+    ranks' batches; None without any. Keeps on `ctx` what its backward will need."""
+    ctx.pool = None if moments is None else state.pool
+    if ctx.pool is not None:
+        moments = ctx.pool.moments(moments)
+    ctx.count = None if moments is None else moments.count
+    return moments
+
+
+def norm_grad_vectors(ctx: Node, sums: GradSums, mean: Array, inverse: Array,
+                      scale: Array) -> tuple[Array, Array, Array]:
+    """The kernel of this name, for a norm by `pooled_moments`: slope and offset come of all ranks'
+    sums, the gradient to gamma of this rank's alone."""
+    kernel = kernels.of(scale)
+    whole = sums if ctx.pool is None else ctx.pool.sums(sums)
+    dgamma, slope, offset = kernel.norm_grad_vectors(whole, mean, inverse, scale, ctx.count)
+    return dgamma if ctx.pool is None else sums.grad_centred * inverse, slope, offset
 
 
 def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor, running_mean: Array, running_var: Array,

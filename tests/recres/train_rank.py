@@ -1,0 +1,50 @@
+"""recres.train as test_distributed_training starts it: python train_rank.py WHAT OPTIONS …, where
+WHAT is "nothing", or "kill:N", "raise:N" or "stop:N" for what rank 1 does in its update N,
+"nan:N" for a loss of its that is not finite, or
+"full:N": from rank 0's checkpoint N on there is no room for one.
+
+Parameters are compared after every update."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from pathlib import Path
+
+from recres import checkpoint, together, train
+from tensorlite import distributed
+
+together.CHECK_UPDATES = 1
+what, _, number = sys.argv[1].partition(":")
+combine, save_safetensors = together.Together.combine, checkpoint.save_safetensors
+updates, checkpoints = [], []
+
+
+def fails(self, loss, weight):
+    updates.append(1)
+    if self.processes.rank == 1 and number and len(updates) == int(number):
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "raise":
+            raise ValueError("planted")
+        if what == "stop":
+            os.kill(os.getpid(), signal.SIGINT)
+        if what == "nan":
+            loss = float("nan")
+    return combine(self, loss, weight)
+
+
+def full(path, *arguments):
+    assert distributed.launched()[0] == 0, "only rank 0 writes"
+    if what == "full" and Path(path).name.endswith("checkpoint.safetensors") \
+            and not Path(path).parent.name.startswith("recres-"):
+        checkpoints.append(path)
+        if len(checkpoints) >= int(number):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    save_safetensors(path, *arguments)
+
+
+together.Together.combine, checkpoint.save_safetensors = fails, full
+sys.exit(train.main(sys.argv[2:]))
