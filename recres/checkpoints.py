@@ -25,8 +25,7 @@ import numpy as np
 
 from recres import checkpoint
 from recres.commands import RunFailed
-from recres.runs import flush_folder
-from tensorlite.io import FormatError, replacing
+from tensorlite.io import FormatError, flush_folder, replacing
 
 NEWEST, BEST, DAMAGED = "checkpoint.safetensors", "best.safetensors", "checkpoint.damaged"
 

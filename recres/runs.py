@@ -31,9 +31,9 @@ from typing import Any
 from recres.config import Config
 from recres.errors import InputError
 from recres.files import lines_of, parse_json, read_json
-from tensorlite.io import replacing
+from tensorlite.io import flush_folder, replacing
 
-__all__ = ["MetricsLog", "Run", "flush_folder", "read_json", "read_metrics", "write_json"]
+__all__ = ["MetricsLog", "Run", "read_json", "read_metrics", "write_json"]
 
 RUNS = Path("runs")
 
@@ -49,15 +49,6 @@ def write_json(path: Path, value: Any) -> None:
         flush_folder(path.parent)
     except OSError as error:  # "no space left" alone does not say where
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def flush_folder(path: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Run:

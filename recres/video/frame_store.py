@@ -41,7 +41,7 @@ from recres.errors import InputError
 from recres.files import read_bytes, read_json
 from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import sample_indices
-from tensorlite.io import replacing
+from tensorlite.io import flush_folder, replacing
 
 FORMAT = "recres-frames-1"
 CODECS = ("jpeg", "raw")
@@ -517,7 +517,7 @@ class FrameStoreWriter:
                                  "empty: a new one needs a folder of its own")
             with replacing(self.path / "about.json") as beside:
                 _write(beside, json.dumps(self._about, indent=2).encode() + b"\n")
-            _flush_folder(self.path)
+            flush_folder(self.path)
         self.store = FrameStore(self.path)
         made = asdict(self.store.settings)
         for name, wanted in asdict(self.settings).items():
@@ -585,13 +585,4 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     if new:
-        _flush_folder(path.parent)
-
-
-def _flush_folder(path: Path) -> None:
-    """Make a new name in the folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_folder(path.parent)

@@ -154,7 +154,7 @@ def save_safetensors(
         file.write(safetensors.numpy.save(tidy, dict(metadata) if metadata else None))
         file.flush()
         os.fsync(file.fileno())
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -305,8 +305,8 @@ def _load_h5(path: Path) -> Arrays:
         }
 
 
-def _flush_folder(path: Path) -> None:
-    """Make a rename in the folder survive a power cut."""
+def flush_folder(path: Path) -> None:
+    """Make the names in a folder, new or renamed, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

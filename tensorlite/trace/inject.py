@@ -13,7 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -188,6 +188,20 @@ def _padding() -> contextlib.AbstractContextManager[None]:
 # The recurrent weight
 
 
+class _Cut(NamedTuple):
+    """A part of `source` along one axis: a slice or an index; path: the ops since, which only
+    rearranged it."""
+
+    source: Tensor
+    axis: int
+    part: Any
+    path: list[Node]
+
+    def other(self, part: Any) -> Array:
+        """Another part of the source, rearranged likewise."""
+        return _along(self.path, self.source.data[(*[slice(None)] * self.axis, part)])
+
+
 class _Recurrences(Observer):
     """Finds, as a walk begins, the ops that apply a weight to the frame before: `later` has for
     each of them the slots of frames and weight and the frames one later, of the same shape."""
@@ -218,45 +232,38 @@ class _Recurrences(Observer):
     def _find_cut(self, applied: dict[Node, tuple[int, int]]) -> None:
         """x[:, :-1], or the same of another axis: the frames one later are x[:, 1:]."""
         for node, (slot, weight) in applied.items():
-            path, index = self._taken(_input(node, slot))
-            if index is None:
+            cut = self._cut(_input(node, slot))
+            if cut is None or not isinstance(cut.part, slice):
                 continue
-            source, key = _input(index, 0), _as_tuple(index.options["key"])
-            cuts = [axis for axis, part in enumerate(key) if part != slice(None)]
-            if len(cuts) != 1 or not isinstance(key[cuts[0]], slice):
-                continue
-            axis, length = cuts[0], source.shape[cuts[0]]
-            if key[axis].indices(length) == (0, length - 1, 1) and length > 1:
-                later = (*key[:axis], slice(1, None), *key[axis + 1:])
-                self.later[node] = slot, weight, _along(path, source.data[later])
+            length = cut.source.shape[cut.axis]
+            if cut.part.indices(length) == (0, length - 1, 1) and length > 1:
+                self.later[node] = slot, weight, cut.other(slice(1, None))
 
     def _find_steps(self, applied: dict[Node, tuple[int, int]]) -> None:
         """x[:, t - 1] for each t but the first, with one weight: x[:, t]. (Weights that are applied
         to every frame, the last included, are not recurrent.)"""
-        steps: dict[tuple[Tensor, Tensor, int], dict[Node, tuple[int, list[Node]]]] = {}
+        steps: dict[tuple[Tensor, Tensor, int], dict[Node, tuple[int, _Cut]]] = {}
         for node, (slot, weight) in applied.items():
-            path, index = self._taken(_input(node, slot))
-            if index is None:
-                continue
-            source, key = _input(index, 0), _as_tuple(index.options["key"])
-            cuts = [axis for axis, part in enumerate(key) if part != slice(None)]
-            if len(cuts) == 1 and isinstance(key[cuts[0]], int | np.integer):
-                axis = cuts[0]
-                group = steps.setdefault((_input(node, weight), source, axis), {})
-                group[node] = int(key[axis]) % source.shape[axis], path
+            cut = self._cut(_input(node, slot))
+            if cut is not None and not isinstance(cut.part, slice):
+                group = steps.setdefault((_input(node, weight), cut.source, cut.axis), {})
+                group[node] = int(cut.part) % cut.source.shape[cut.axis], cut
         for (_, source, axis), group in steps.items():
             if {t for t, _ in group.values()} == set(range(source.shape[axis] - 1)):
-                for node, (t, path) in group.items():
-                    later = (*[slice(None)] * axis, t + 1)
-                    self.later[node] = *applied[node], _along(path, source.data[later])
+                for node, (t, cut) in group.items():
+                    self.later[node] = *applied[node], cut.other(t + 1)
 
-    def _taken(self, x: Tensor) -> tuple[list[Node], Node | None]:
-        """The op that took x out of a larger tensor, and those since, which only rearranged it."""
+    def _cut(self, x: Tensor) -> _Cut | None:
+        """How x was taken out of a larger tensor, if along one axis."""
         path: list[Node] = []
         while (node := self._made.get(x)) is not None and node.function is not Index:
             path.insert(0, node)
             x = _input(node, 0)
-        return path, node
+        if node is None:
+            return None
+        key = _as_tuple(node.options["key"])
+        axes = [axis for axis, part in enumerate(key) if part != slice(None)]
+        return _Cut(_input(node, 0), axes[0], key[axes[0]], path) if len(axes) == 1 else None
 
     def _find_before_skip(self, skip: Node, applied: dict[Node, tuple[int, int]],
                           uses: dict[Tensor, int]) -> None:
