@@ -12,8 +12,12 @@ cannot keep all videos: decoding must read all of the clip for them, a store giv
 Beside ours: OpenCV alone, PyAV and TorchCodec, the last two where they are installed (pip install
 av torchcodec). Before anything is timed, each side's frames are compared with ours: OpenCV's and
 those of the raw store must be equal, bit for bit; PyAV and TorchCodec turn YUV into RGB by other
-roundings, and JPEG loses something, so there the mean difference must be below a stated bound. The
-files are read before, so that no disk is measured. The sides take turns; a figure is the median.
+roundings, and JPEG loses something, so there the mean difference must be below a stated bound.
+TorchCodec looks for frames by their times, which are wrong where an AVI file has B-frames (its
+issue 1363), as some clips of UCF-101 have: for some frames it gives the one before, which is let
+pass. Its newest wheels (0.14, 0.17) want the libraries of CUDA, 0.13 does not; those of FFmpeg (apt
+install ffmpeg) none brings. The files are read before, so that no disk is measured. The sides take
+turns; a figure is the median.
 
 Exit status: 0 done, 1 sides disagree, 2 wrong arguments.
 """
@@ -85,23 +89,33 @@ def torchcodec(video: Video, step: int) -> np.ndarray:
     return decoder[::step].numpy()
 
 
+def with_before(video: Video, step: int) -> np.ndarray:
+    """Each sampled frame and the one before it in the video, (n, 2, H, W, 3)."""
+    frames = sample_video(video.path, 1, 1)
+    places = np.arange(0, len(frames), step)
+    return np.stack([frames[places], frames[np.maximum(places - 1, 0)]], axis=1)
+
+
 def installed(read: Callable[[Video, int], np.ndarray], video: Video) -> bool:
     """Whether a side's package is here (or, of TorchCodec, finds its libraries)."""
     try:
         read(video, 10)
-    except (ImportError, RuntimeError):
+    except (ImportError, RuntimeError, OSError):
         return False
     return True
 
 
 class Row(NamedTuple):
     """What is timed: `read` of each clip. Rows of a `group` are compared with its first; bound: how
-    far a row's frames may be from that one's, None where there is nothing to compare."""
+    far a row's frames may be from that one's, None where there is nothing to compare. accepted: in
+    place of that one's frames (n, ...), several for each (n, m, ...), of which the nearest counts.
+    """
 
     group: str
     name: str
     read: Read
     bound: float | None
+    accepted: Read | None = None
 
 
 def rows(videos: Sequence[Video], stores: dict[str, FrameStore], step: int, context: int, size: int
@@ -110,9 +124,11 @@ def rows(videos: Sequence[Video], stores: dict[str, FrameStore], step: int, cont
     bounds = {"raw": EXACT, "jpeg": LOSSY}
     yield Row("whole videos", "decoded (recres)", lambda v: sample_video(v.path, step, 1), EXACT)
     yield Row("whole videos", "decoded (OpenCV alone)", lambda v: opencv(v, step), EXACT)
-    for name, read in (("PyAV", pyav), ("TorchCodec", torchcodec)):
+    before = partial(with_before, step=step)
+    for name, read, accepted in (("PyAV", pyav, None), ("TorchCodec", torchcodec, before)):
         if installed(read, videos[0]):
-            yield Row("whole videos", f"decoded ({name})", partial(read, step=step), OTHER_ROUNDING)
+            yield Row("whole videos", f"decoded ({name})", partial(read, step=step),
+                      OTHER_ROUNDING, accepted)
         else:
             say(f"{name} is not installed: it has no row")
     for codec, store in stores.items():
@@ -155,7 +171,10 @@ def difference(row: Row, ours: Row, videos: Sequence[Video]) -> float | None:
         if found.shape != expected.shape:
             raise RunFailed(f"{row.name}: {video.name} has frames {found.shape}, expected "
                             f"{expected.shape}")
-        worst = max(worst, float(np.abs(found.astype(np.int16) - expected).mean()))
+        choice = expected[:, None] if row.accepted is None else row.accepted(video)
+        away = [np.abs(several.astype(np.int16) - frame).mean(axis=(1, 2, 3)).min()
+                for several, frame in zip(choice, found, strict=True)]
+        worst = max(worst, float(np.mean(away)))
     if worst > row.bound:
         raise RunFailed(f"{row.name}: frames differ from ours by {worst:.2f} levels on average, "
                         f"allowed are {row.bound:g}")

@@ -43,7 +43,8 @@ from recres.checkpoints import BEST, NEWEST
 from recres.commands import Parser, RunFailed, bar, run
 from recres.datasets import figures
 from recres.errors import InputError
-from recres.runs import read_json, read_metrics
+from recres.files import read_json
+from recres.runs import read_metrics
 
 OPTIONS = ("--width", "4", "--image-size", "32", "--batch", "12", "--holdout", "0.3", "--epochs",
            "2", "--threads", "1", "--save-seconds", "0")

@@ -13,14 +13,14 @@ from recres.config import Config
 from recres.datasets import Split, figures, ucf101
 from recres.errors import InputError
 from recres.feature_store import FeatureStore, Kind, create_all, encoder, feature_shape, made_by
-from recres.files import parse_json
+from recres.files import parse_json, read_json, write_json
 from recres.loader import SIDES, FrameLoader, Loader, Videos
 from recres.models import STAGES, VideoResNet, average_pooling, recurrent_resnet
 from recres.models.resnet import BasicBlock, Bottleneck, parts_up_to, stage_number
 from recres.models.sequence import SequenceModel
 from recres.models.weights import load_pretrained
 from recres.random import generator
-from recres.runs import Run, read_json, write_json
+from recres.runs import Run
 from recres.sequences import SequenceLoader
 from recres.video.source import FrameSource
 from tensorlite import nn

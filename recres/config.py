@@ -228,20 +228,29 @@ def add_options(parser: argparse.ArgumentParser, only: Collection[str] | None = 
         groups[info["group"]].add_argument(flag, **keywords)
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Add the options in which using a run may differ from training it."""
-    parser.add_argument("--root", metavar="DIR", help="folder of the data set (default: the run's)")
-    parser.add_argument("--threads", metavar="N", type=int, help="threads to compute with "
-                        "(default: the cores this process may use)")
-    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the run's)")
-    parser.add_argument("--precision", choices=PRECISIONS, help="how products are computed on cuda "
-                        "(default: as in the run; on the CPU float32)")
+def add_overrides(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Add the options in which using a run may differ from training it, but for some."""
+    options: dict[str, dict[str, Any]] = {
+        "root": {"metavar": "DIR", "help": "folder of the data set (default: the run's)"},
+        "frames": {"metavar": "STORE", "help": "read the sampled frames from this folder, made by "
+                   "recres.data prepare (default: as the run did); none: decode the videos"},
+        "threads": {"metavar": "N", "type": int, "help": "threads to compute with (default: the "
+                    "cores this process may use)"},
+        "device": {"help": "cpu, cuda or cuda:N (default: the run's)"},
+        "precision": {"choices": PRECISIONS, "help": "how products are computed on cuda (default: "
+                      "as in the run; on the CPU float32)"},
+    }
+    for name, about in options.items():
+        if name not in without:
+            parser.add_argument(f"--{name}", **about)
 
 
 def override(config: Config, args: argparse.Namespace) -> Config:
     """`config` with what `add_overrides` found. InputError for what is out of range or absent."""
-    values = {name: getattr(args, name) for name in ("root", "threads", "device", "precision")
-              if getattr(args, name, None) is not None}
+    names = ("root", "frames", "threads", "device", "precision")
+    values = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+    if values.get("frames") == "none":  # (a folder of that name is ./none)
+        values["frames"] = None
     if values.get("device") == "cpu":
         values = {"precision": "float32"} | values
     changed = replace(config, **{"threads": tensorlite.get_num_threads()} | values)

@@ -27,7 +27,7 @@ from recres.config import MOST_THREADS, Config
 from recres.data_check import check_data_set, check_store
 from recres.datasets import Video, ucf101
 from recres.errors import InputError
-from recres.runs import write_json
+from recres.files import write_json
 from recres.video.decode import VideoError
 from recres.video.frame_store import (
     CODECS,

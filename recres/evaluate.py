@@ -3,6 +3,7 @@
 A model is tested on videos that it was not trained on, or its error means nothing: each of
 UCF-101's three splits tests videos that the other two train on. What a model was trained on stands
 in its file, and evaluating it on another split is refused unless --force, which the result says.
+So it does where the frames have other pixels than those that it was trained on (--frames).
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from recres.datasets import ucf101
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
 from recres.feature_store import FeatureStore
-from recres.files import parse_json
+from recres.files import parse_json, write_json
 from recres.loader import FrameLoader, Loader, Videos
-from recres.runs import Run, write_json
+from recres.runs import Run
 from recres.scores import write_scores
 from tensorlite.precision import using
 
@@ -62,6 +63,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         raise InputError(f"--side {args.side}: the run held no videos out")
     path = args.weights or run.path / "best.safetensors"
     trained, about = _trained_on(path)
+    _say_pixels(videos, about)
     reason = why_not(trained, videos, args.side)
     if reason is not None and not args.force:
         raise InputError(f"{path}: {reason}; --force evaluates it all the same")
@@ -71,7 +73,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     with commands.bar(f"evaluating {args.side}", "chunk",
                       chunks_to_assess(videos, args.side)) as shown, using(options.precision):
         errors, scores = assess(model, loader, videos, args.side, shown.update)
-    if store is not None and options.store is None:
+    if store is not None:
         store.remove()
     # Never under the name of the run's own, honest evaluation.
     name = args.side + (f"-split{options.split}" if options.split != run.config.split else "")
@@ -82,25 +84,29 @@ def _evaluate(args: argparse.Namespace) -> int:
         "side": args.side, "weights": str(args.weights or "best.safetensors"),
         "data": options.data, "split": options.split, "trained_on": about,
         "forced": reason is not None, "force_reason": reason,
-        "precision": options.precision, **errors})
+        "precision": options.precision, "pixels": videos.source.pixels, **errors})
     print(f"{summary.table(errors)}\n{'written':12} {run.path}: {', '.join(names)}")
     return 0
 
 
 def _open_loader(options: Config, videos: Videos, convention: str, run: Run,
                  side: str) -> tuple[Loader, FeatureStore | None]:
-    """Frames for the whole network; for a model of features, these from its backbone, and where
-    they are kept."""
+    """Frames for the whole network; for a model of features, these from its backbone, and the
+    store of them if it is to be removed."""
     frames = FrameLoader(videos.source, options, convention)
     if not options.features:
         return frames, None
     network = build.build_network(options, len(videos.split.classes))
     start = build.load_weights(network, options, log=str)
     network.to(options.device)
+    same = videos.source.pixels == run.about.get("pixels")
+    keep = same and options.store is not None
+    if not same:  # those that the run keeps are of other pixels
+        options = replace(options, store=str(run.path / "features-evaluation"))
     store = build.open_store(options, network, videos, run.path, start, (side,))
     assert store is not None
     build.make_features(store, network, frames)
-    return build.open_loader(options, store, frames), store
+    return build.open_loader(options, store, frames), None if keep else store
 
 
 def _trained_on(path: Path) -> tuple[Config | None, dict[str, Any] | None]:
@@ -112,7 +118,18 @@ def _trained_on(path: Path) -> tuple[Config | None, dict[str, Any] | None]:
     except (KeyError, InputError):
         return None, None
     trained = Config.from_json(values if isinstance(values, Mapping) else {}, str(path))
-    return trained, {"data": trained.data, "split": trained.split, "root": trained.root}
+    # Older files do not say it, but a run without a store had the frames of the videos.
+    pixels = parse_json(about.get("pixels", '"unknown"' if trained.frames else "null"), path)
+    return trained, {"data": trained.data, "split": trained.split, "root": trained.root,
+                     "pixels": pixels if isinstance(pixels, str | None) else "unknown"}
+
+
+def _say_pixels(videos: Videos, trained: Mapping[str, Any] | None) -> None:
+    """A line where the frames are not like those that the model was trained on."""
+    here, there = videos.source.pixels, trained["pixels"] if trained else "unknown"
+    if here != there:
+        commands.say(f"pixels    {here or 'those of the videos'}; the model was trained on "
+                     f"{there or 'those of the videos'}")
 
 
 def why_not(trained: Config | None, videos: Videos, side: str) -> str | None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from recres import build, commands
 from recres.commands import RunFailed
-from recres.config import Config, override
+from recres.config import Config, add_overrides, override
 from recres.errors import InputError
 from recres.evaluation import CHUNKS_AT_ONCE, predict_logits
 from recres.loader import Chunk, FrameLoader, Videos
@@ -37,7 +37,7 @@ from recres.video.sample import segment_indices
 from tensorlite.io import replacing
 
 STREAMED = 16  # windows of each video that a streaming model is checked on, at most
-OF_THE_MACHINE = ("root", "weights", "store", "threads", "device", "precision")
+OF_THE_MACHINE = ("root", "frames", "weights", "store", "threads", "device", "precision")
 
 
 def parser() -> commands.Parser:
@@ -54,9 +54,7 @@ def parser() -> commands.Parser:
                         f"{LEAST_OPSET} (default: the newest that the installed onnx knows)")
     result.add_argument("--check", metavar="N", type=int, default=8, help="compare with ONNX "
                         "Runtime on so many test videos; 0: on none (default: 8)")
-    result.add_argument("--root", metavar="DIR", help="folder of the data set (default: the run's)")
-    result.add_argument("--threads", metavar="N", type=int, help="threads to compute with "
-                        "(default: the cores this process may use)")
+    add_overrides(result, without=("device", "precision"))
     result.set_defaults(device="cpu")
     return result
 

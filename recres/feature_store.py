@@ -42,12 +42,11 @@ from recres.commands import say
 from recres.config import Config
 from recres.errors import InputError
 from recres.evaluation import in_full
-from recres.files import parse_json, read_bytes
+from recres.files import append, parse_json, read_bytes, read_json, write_json
 from recres.loader import SIDES, Chunk, FrameLoader, Videos
 from recres.models import STAGES, VideoResNet
 from recres.models.resnet import parts_up_to, stage_number
 from recres.random import generator
-from recres.runs import read_json, write_json
 from recres.video.prefetch import Prefetcher
 from tensorlite import Tensor, global_avg_pool, no_grad
 
@@ -240,12 +239,8 @@ class StoreFiles:
         returns."""
         data = np.ascontiguousarray(features, NUMBER)
         line = _Line(name, features.shape[1], size, self.end, zlib.crc32(data.data))
-        for path, content in ((self.features, data.data.cast("B")),
-                              (self.index, json.dumps(line._asdict()).encode() + b"\n")):
-            with open(path, "ab") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+        append(self.features, data.data.cast("B"))
+        append(self.index, json.dumps(line._asdict()).encode() + b"\n")
         self._note(line)
         self._verified.add(line)
 

@@ -25,16 +25,16 @@ from recres.feature_store import (
     free_bytes,
     missing,
 )
+from recres.files import read_json, write_json
 from recres.loader import FrameLoader, Videos
 from recres.models import STAGES
 from recres.models.resnet import stage_number
-from recres.runs import read_json, write_json
 from tensorlite.precision import using
 
 # The options of a run that say which features come out, or how they are computed.
-OPTIONS = ("data", "root", "split", "frame_step", "image_size", "input", "flow_length", "skip_bad",
-           "backbone", "width", "version", "context", "weights", "mirror", "seed", "threads",
-           "device", "precision")
+OPTIONS = ("data", "root", "split", "frame_step", "image_size", "frames", "input", "flow_length",
+           "skip_bad", "backbone", "width", "version", "context", "weights", "mirror", "seed",
+           "threads", "device", "precision")
 KINDS = ("pooled", "maps")
 
 

@@ -1,7 +1,9 @@
-"""Text files from outside, read with one-line errors: lists of videos, and JSON.
+"""Text files from outside, read with one-line errors: lists of videos, and JSON; and how our own
+are written.
 
 What is no regular file is not opened (a pipe would never end), and what is larger than
-`limits.TEXT_BYTES` is not read.
+`limits.TEXT_BYTES` is not read. What is written is on disk, to survive a power cut too, when the
+function returns.
 """
 
 from __future__ import annotations
@@ -10,17 +12,19 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from recres import limits
 from recres.errors import InputError
+from tensorlite.io import flush_folder, replacing
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The content of a small file. InputError where there is none, or more than TEXT_BYTES."""
     try:
         # (the name might be another file's a moment later: what is opened is looked at)
-        with open(path, "rb", opener=_at_once) as file:
+        with open(path, "rb", opener=at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise InputError(f"{os.fspath(path)}: not a file")
@@ -41,7 +45,8 @@ def _refusal(path: str | os.PathLike[str], error: Exception) -> InputError:
     return InputError(f"{os.fspath(path)}: {getattr(error, 'strerror', None) or error}")
 
 
-def _at_once(path: str, flags: int) -> int:
+def at_once(path: str, flags: int) -> int:
+    """An opener that does not wait for the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
@@ -72,11 +77,36 @@ def parse_json(text: str | bytes, where: str | os.PathLike[str]) -> Any:
         raise InputError(f"{where}: cannot be read as JSON: {error}") from None
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON; the file appears whole, and is on disk, or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        flush_folder(path.parent)
+    except OSError as error:  # "no space left" alone does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def append(path: Path, data: bytes | memoryview) -> None:
+    """Add to the end of a file, which is made where there is none; what was added may be there in
+    part after a crash, and is on disk when this returns."""
+    new = not path.exists()
+    with open(path, "ab") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        flush_folder(path.parent)
+
+
 def lines_of(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """The lines of a log of any length, one at a time, but for those longer than TEXT_BYTES. Raises
     InputError as `read_bytes` does."""
     try:
-        with open(path, "rb", opener=_at_once) as file:
+        with open(path, "rb", opener=at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise InputError(f"{os.fspath(path)}: not a file")
             while line := file.readline(limits.TEXT_BYTES + 1):

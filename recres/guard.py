@@ -18,8 +18,8 @@ import numpy as np
 
 from recres.commands import RunFailed
 from recres.evaluation import chunk_labels
+from recres.files import write_json
 from recres.loader import Chunk
-from recres.runs import write_json
 from tensorlite import Tensor, cross_entropy, nn
 from tensorlite.device import Array, array_module
 from tensorlite.io import save_safetensors

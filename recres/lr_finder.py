@@ -21,9 +21,9 @@ import numpy as np
 from recres import commands, config
 from recres.commands import Interrupts, RunFailed, bar, say
 from recres.errors import InputError
+from recres.files import write_json
 from recres.loader import Chunk, plan_epoch
 from recres.rehearsal import opened
-from recres.runs import write_json
 from recres.trainer import Trainer
 from recres.video.prefetch import Prefetcher
 from tensorlite.io import replacing

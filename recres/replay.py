@@ -20,8 +20,8 @@ from recres import build, commands, config
 from recres.checkpoint import restore_model
 from recres.config import Config
 from recres.errors import InputError
+from recres.files import read_json
 from recres.guard import FORMAT, Batch, Found, again
-from recres.runs import read_json
 from tensorlite import nn, trace
 from tensorlite.io import load_safetensors
 from tensorlite.precision import using

@@ -30,25 +30,9 @@ from typing import Any
 
 from recres.config import Config
 from recres.errors import InputError
-from recres.files import lines_of, parse_json, read_json
-from tensorlite.io import flush_folder, replacing
-
-__all__ = ["MetricsLog", "Run", "read_json", "read_metrics", "write_json"]
+from recres.files import lines_of, parse_json, read_json, write_json
 
 RUNS = Path("runs")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; the file appears whole, and is on disk, or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
-        with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        flush_folder(path.parent)
-    except OSError as error:  # "no space left" alone does not say where
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 class Run:

@@ -18,11 +18,12 @@ from recres.datasets import Split
 from recres.errors import InputError
 from recres.evaluation import assess, chunks_to_assess
 from recres.feature_store import FeatureStore
+from recres.files import write_json
 from recres.loader import FrameLoader, Loader, Videos
 from recres.metrics import Scores
 from recres.models import VideoResNet
 from recres.models.sequence import SequenceModel
-from recres.runs import RUNS, Run, write_json
+from recres.runs import RUNS, Run
 from recres.scores import write_scores
 from recres.trainer import Follower, Trainer
 from recres.video.source import FrameSource
@@ -228,7 +229,8 @@ class Job:
         if isinstance(model, SequenceModel) and store is not None and config.z_norm:
             model.set_statistics(*sequences.statistics(store, videos.sides["train"]))
         about = {"version": config.version, "input_convention": start["input"],
-                 "options": json.dumps(config.to_json()), "classes": json.dumps(classes)}
+                 "options": json.dumps(config.to_json()), "classes": json.dumps(classes),
+                 "pixels": json.dumps(videos.source.pixels)}
         kind = Follower if processes.rank else Trainer
         trainer = kind(model, loader, videos, run, about, self.interrupts, self.log, processes)
         return trainer, frames, store

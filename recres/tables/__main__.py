@@ -17,10 +17,10 @@ from recres.tables.results import times
 from recres.tables.runner import Runner
 
 # The options of recres.train that all cells share; the others are what the tables are about.
-SHARED = ("data", "root", "frame_step", "image_size", "flow_length", "chunks_per_video", "holdout",
-          "skip_bad", "backbone", "width", "version", "truncate", "weights", "freeze", "updates",
-          "batch", "update_fraction", "lr", "schedule", "clip_norm", "colour_jitter", "mirror",
-          "threads", "device", "precision")
+SHARED = ("data", "root", "frame_step", "image_size", "frames", "flow_length", "chunks_per_video",
+          "holdout", "skip_bad", "backbone", "width", "version", "truncate", "weights", "freeze",
+          "updates", "batch", "update_fraction", "lr", "schedule", "clip_norm", "colour_jitter",
+          "mirror", "threads", "device", "precision")
 
 
 def parser() -> commands.Parser:

@@ -25,10 +25,11 @@ from recres.commands import Interrupts, RunFailed, bar
 from recres.config import Config
 from recres.errors import InputError
 from recres.feature_store import NUMBER, Kind, feature_shape, free_bytes
+from recres.files import read_json, write_json
 from recres.fuse import fuse
 from recres.loader import Videos
 from recres.models.resnet import stage_number
-from recres.runs import Run, read_json, write_json
+from recres.runs import Run
 from recres.scores import read_scores, write_scores
 from recres.tables.budget import Cost, encoding_rate, measure, reading_time, updates_within
 from recres.tables.plan import Cell, Place, TablePlan, make
@@ -43,8 +44,8 @@ CELL_DEFAULTS = {"holdout": 0.0, "schedule": "cosine"}
 # Options that are not of every cell: models on features (which the paper updates more often, too),
 # flow, dynamic images, segments.
 NOT_OF_FEATURES = ("freeze", "truncate", "update_fraction", "colour_jitter", "chunks_per_video")
-NOT_OF_FLOW = ("colour_jitter", "mirror")
-NOT_OF_DYNAMIC = ("mirror", "chunks_per_video")
+NOT_OF_FLOW = ("colour_jitter", "mirror", "frames")
+NOT_OF_DYNAMIC = ("mirror", "chunks_per_video", "frames")
 BACKBONE = "none-frames"  # what is trained on single frames
 # Options that say where and with what a run computes, in which going on with it may differ.
 PLACES = ("threads", "device", "store", "weights", "root")

@@ -24,10 +24,12 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,10 +40,9 @@ import numpy as np
 from recres import limits
 from recres.datasets import Video
 from recres.errors import InputError
-from recres.files import read_bytes, read_json
+from recres.files import append, at_once, read_bytes, read_json, write_json
 from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import sample_indices
-from tensorlite.io import flush_folder, replacing
 
 FORMAT = "recres-frames-1"
 CODECS = ("jpeg", "raw")
@@ -374,34 +375,32 @@ class FrameStore:
         return [place[i] for i in sample_indices(line.total, self.settings.frame_step, context)]
 
     def _decoded(self, line: Line, places: Sequence[int]) -> np.ndarray:
+        begins = list(accumulate(line.sizes, initial=0))
+        begin, end = begins[min(places)], begins[max(places) + 1]
         with self._lock:
             verified = line.key in self._verified
-        if not verified:  # the frames asked for are read once more below: they are in memory then
-            self.verify(line)
-        begins = [0]
-        for size in line.sizes:
-            begins.append(begins[-1] + size)
+        data = self._read(line, begin, end) if verified else self.verify(line)[begin:end]
         shape = (len(places), line.height, line.width, 3)
-        first, last = min(places), max(places)
-        data = self._read(line, begins[first], begins[last + 1])
         if self.settings.codec == "raw" and isinstance(places, range):
             return np.frombuffer(data, np.uint8).reshape(shape)
         frames = np.empty(shape, np.uint8)
         for place, frame in zip(places, frames, strict=True):
-            part = data[begins[place] - begins[first] : begins[place + 1] - begins[first]]
+            part = data[begins[place] - begin : begins[place + 1] - begin]
             if self.settings.codec == "raw":
                 frame[...] = np.frombuffer(part, np.uint8).reshape(shape[1:])
             else:
                 self._decode_image(line, place, part, frame)
         return frames
 
-    def verify(self, line: Line) -> None:
-        """Compare a video's bytes with their checksum; InputError where they differ."""
-        found = zlib.crc32(self._read(line, 0, sum(line.sizes)))
+    def verify(self, line: Line) -> bytes:
+        """A video's bytes, compared with their checksum; InputError where they differ."""
+        data = self._read(line, 0, sum(line.sizes))
+        found = zlib.crc32(data)
         if found != line.checksum:
             raise self._damaged(line, f"CRC-32 is {found:08x}, expected {line.checksum:08x}")
         with self._lock:
             self._verified.add(line.key)
+        return data
 
     def verify_images(self, line: Line) -> None:
         """Decode every frame of a video; InputError where one is not what the index says."""
@@ -410,12 +409,13 @@ class FrameStore:
     def _read(self, line: Line, begin: int, end: int) -> bytes:
         path = self.shard(line.shard)
         try:
-            if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-                raise InputError(f"{path}: not a file")
-            with open(path, "rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                if size < line.end:  # before as much memory is asked for
-                    raise self._damaged(line, f"they end at byte {line.end}, the file at {size}")
+            with open(path, "rb", buffering=0, opener=at_once) as file:
+                about = os.fstat(file.fileno())
+                if not stat.S_ISREG(about.st_mode):
+                    raise InputError(f"{path}: not a file")
+                if about.st_size < line.end:  # before as much memory is asked for
+                    raise self._damaged(line, f"they end at byte {line.end}, the file at "
+                                              f"{about.st_size}")
                 file.seek(line.offset + begin)
                 parts, left = [], end - begin
                 while left and (part := file.read(left)):
@@ -423,7 +423,7 @@ class FrameStore:
                     left -= len(part)
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _decode_image(self, line: Line, place: int, data: bytes, out: np.ndarray) -> None:
         # Looked at first: a few bytes may claim an image of gigabytes.
@@ -433,6 +433,7 @@ class FrameStore:
                 image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if image is None or image.shape != out.shape:
             raise self._damaged(line, f"frame {place} is no JPEG of {line.width}x{line.height}")
+        # (IMREAD_COLOR_RGB would need a copy to here, which takes as long as this)
         cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=out)
 
     def _damaged(self, line: Line, why: str) -> InputError:
@@ -515,9 +516,7 @@ class FrameStoreWriter:
             if found:
                 raise InputError(f"{self.path}: no store of frames (it has {found[0]}), and not "
                                  "empty: a new one needs a folder of its own")
-            with replacing(self.path / "about.json") as beside:
-                _write(beside, json.dumps(self._about, indent=2).encode() + b"\n")
-            flush_folder(self.path)
+            write_json(self.path / "about.json", self._about)
         self.store = FrameStore(self.path)
         made = asdict(self.store.settings)
         for name, wanted in asdict(self.settings).items():
@@ -569,20 +568,9 @@ class FrameStoreWriter:
             if offset >= self.shard_bytes or size < offset:  # full, or it has lost its end
                 number, offset = number + 1, 0
             line = replace(line, shard=number, offset=offset)
-            _write(self.store.shard(number), data)
+            append(self.store.shard(number), data)
         self._note(line)
 
     def _note(self, line: Line) -> None:
-        _write(self.store.index, json.dumps(asdict(line)).encode() + b"\n")
+        append(self.store.index, json.dumps(asdict(line)).encode() + b"\n")
         self.store.note(line)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Append to a file; on disk when this returns."""
-    new = not path.exists()
-    with open(path, "ab") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    if new:
-        flush_folder(path.parent)

@@ -36,3 +36,15 @@ def test_sides_that_disagree_are_not_timed(tmp_path):
         row = data.Row("g", "other", lambda video, other=other: other, 2.0)
         with pytest.raises(RunFailed, match=text):
             data.difference(row, ours, [video])
+    # Of several frames that are accepted the nearest counts, for each frame by itself.
+    mixed = frames + np.array([8, 1], np.uint8)[:, None, None, None]
+    accepted = np.stack([frames, frames + 8], axis=1)
+    row = data.Row("g", "other", lambda video: mixed, 2.0, lambda video: accepted)
+    assert data.difference(row, ours, [video]) == 0.5
+
+
+def test_a_side_that_finds_its_package_but_not_its_libraries_is_left_out(tmp_path):
+    def read(video, step):
+        raise OSError("Could not load this library")
+
+    assert not data.installed(read, Video(tmp_path / "v.avi", 0, "g01", "v"))

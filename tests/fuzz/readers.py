@@ -23,10 +23,11 @@ from recres.config import Config, resolve
 from recres.datasets import Split, figures, ucf101
 from recres.errors import InputError
 from recres.feature_store import StoreFiles
+from recres.files import read_json, write_json
 from recres.loader import Videos
 from recres.models import resnet18
 from recres.models.weights import load_pretrained
-from recres.runs import Run, read_json, read_metrics, write_json
+from recres.runs import Run, read_metrics
 from recres.video.decode import sample_video
 from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
 from tensorlite import nn

@@ -17,7 +17,8 @@ import pytest
 from recres import checkpoint, train
 from recres.checkpoint import DIGEST
 from recres.checkpoints import BEST, NEWEST
-from recres.runs import MetricsLog, read_json, read_metrics, write_json
+from recres.files import read_json, write_json
+from recres.runs import MetricsLog, read_metrics
 from tensorlite.io import load_safetensors, save_safetensors
 
 

@@ -15,10 +15,11 @@ import tensorlite
 from recres import build, evaluate, predict, train
 from recres.datasets import Video, figures
 from recres.evaluation import predict_logits
+from recres.files import read_json
 from recres.loader import Chunk, FrameLoader
 from recres.metrics import log_softmax
 from recres.models import VideoResNet
-from recres.runs import Run, read_json
+from recres.runs import Run
 from recres.video.decode import read_frames
 from recres.video.source import FrameSource
 

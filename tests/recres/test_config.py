@@ -138,5 +138,9 @@ def test_using_a_run_may_differ_in_where_and_with_what():
     assert config.override(elsewhere, parser.parse_args([])) == full
     changed = config.override(full, parser.parse_args(["--threads", "3", "--root", "videos"]))
     assert (changed.threads, changed.root, changed.lr) == (3, "videos", 0.5)
+    stored = config.override(full, parser.parse_args(["--frames", "store"]))
+    assert stored.frames == "store"
+    assert config.override(stored, parser.parse_args([])).frames == "store"
+    assert config.override(stored, parser.parse_args(["--frames", "none"])) == full
     with pytest.raises(InputError, match="--threads 0: expected at least 1"):
         config.override(full, parser.parse_args(["--threads", "0"]))

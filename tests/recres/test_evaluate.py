@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
-from recres import checkpoint, config, evaluate, train
+from recres import checkpoint, config, data, evaluate, train
 from recres.datasets import figures
+from recres.files import read_json
 from recres.loader import Videos
-from recres.runs import Run, read_json
+from recres.runs import Run
 from recres.scores import read_scores
 
 
@@ -127,6 +129,89 @@ def test_held_out_is_held_out_by_the_same_options_only(trained, change, reason):
     other = config.Config.from_json(run.config.to_json() | change, "here")
     found = evaluate.why_not(other, videos, "holdout")
     assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
+@pytest.fixture(scope="module")
+def frames(figures_root, tmp_path_factory):
+    """Stores of the data set's frames: raw, jpeg, and one of another frame step."""
+    folder = tmp_path_factory.mktemp("frames")
+    for name, given in (("raw", ["--codec", "raw"]), ("jpeg", ["--quality", "30"]),
+                        ("other", ["--codec", "raw", "--frame-step", "7"])):
+        assert data.main(["prepare", "--root", str(figures_root), "--workers", "1", "--out",
+                          str(folder / name), *given]) == 0
+    return folder
+
+
+def test_from_a_raw_store_the_scores_are_those_of_the_videos(run, frames, capsys, monkeypatch):
+    assert evaluate.main([str(run), "--threads", "1"]) == 0
+    results, scores = run / "evaluation-test.json", run / "scores-test.npz"
+    before = results.read_bytes(), read_scores(scores).posteriors
+    assert read_json(results)["pixels"] is None
+    monkeypatch.setattr("recres.video.source.sample_video", lambda *_: pytest.fail("decoded"))
+    capsys.readouterr()
+    assert evaluate.main([str(run), "--frames", str(frames / "raw"), "--threads", "1"]) == 0
+    assert results.read_bytes() == before[0]
+    assert np.array_equal(read_scores(scores).posteriors, before[1])
+    assert "pixels " not in capsys.readouterr().out
+
+
+def test_other_pixels_are_said(run, frames, capsys):
+    assert evaluate.main([str(run), "--frames", str(frames / "jpeg"), "--threads", "1"]) == 0
+    assert ("pixels    jpeg of quality 30; the model was trained on those of the videos\n"
+            in capsys.readouterr().out)
+    result = read_json(run / "evaluation-test.json")
+    assert result["pixels"] == "jpeg of quality 30" and result["trained_on"]["pixels"] is None
+    assert result["loss"] != read_json(run / "result.json")["loss"]
+
+
+def test_a_store_of_other_settings_or_none_is_one_line(run, frames, tmp_path, capsys):
+    for path, text in ((frames / "other", "made with frame_step 7, wanted is 5"),
+                       (tmp_path / "gone", "no store of frames there")):
+        assert failed(capsys, run, "--frames", path).startswith(f"error: {path}: {text}")
+    assert not (run / "evaluation-test.json").exists()
+
+
+def test_a_store_that_has_moved_or_gone(tiny, frames, tmp_path, capsys):
+    out, store = tmp_path / "run", shutil.copytree(frames / "jpeg", tmp_path / "store")
+    assert train.main(["--out", str(out), *tiny, "--frames", str(store)]) == 0
+    moved = store.rename(tmp_path / "moved")
+    assert f"{store}: no store of frames there" in failed(capsys, out)
+    assert evaluate.main([str(out), "--frames", str(moved), "--threads", "1"]) == 0
+    assert "pixels " not in capsys.readouterr().out
+    from_store, first = read_json(out / "evaluation-test.json"), read_json(out / "result.json")
+    assert from_store["pixels"] == from_store["trained_on"]["pixels"] == "jpeg of quality 30"
+    assert from_store["loss"] == first["loss"]
+    assert evaluate.main([str(out), "--frames", "none", "--threads", "1"]) == 0
+    assert ("pixels    those of the videos; the model was trained on jpeg of quality 30\n"
+            in capsys.readouterr().out)
+    from_videos = read_json(out / "evaluation-test.json")
+    assert from_videos["pixels"] is None and from_videos["loss"] != first["loss"]
+
+
+@pytest.mark.parametrize(("changed", "expected"), [
+    ({}, None), ({"frames": "store"}, "unknown"),
+])
+def test_an_older_model_says_what_it_can_of_its_pixels(run, trained, tmp_path, changed, expected):
+    """One without the entry was trained on the videos or, with a store, on what is not known."""
+    arrays, about = checkpoint.load_model(trained / "best.safetensors")
+    about["options"] = json.dumps(json.loads(about["options"]) | changed)
+    del about["pixels"]
+    checkpoint.save_safetensors(tmp_path / "older.safetensors", arrays, about)
+    _, found = evaluate._trained_on(tmp_path / "older.safetensors")
+    assert found is not None and found["pixels"] == expected
+
+
+def test_features_of_other_pixels_are_kept_apart(tiny, trained, frames, tmp_path):
+    out, store = tmp_path / "run", tmp_path / "features"
+    given = [*tiny, "--weights", str(trained / "best.safetensors"), "--features", "block3",
+             "--model", "avgpool", "--store", str(store)]
+    assert train.main(["--out", str(out), *given]) == 0
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    assert evaluate.main([str(out), "--frames", str(frames / "jpeg")]) == 0
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+    assert not list(out.glob("features*"))
+    result = read_json(out / "evaluation-test.json")
+    assert result["loss"] != read_json(out / "result.json")["loss"]
 
 
 def test_a_model_of_features_is_evaluated_as_it_was_tested(tiny, trained, tmp_path):

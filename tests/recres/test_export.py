@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tensorlite as tl
-from recres import build, checkpoint, export
+from recres import build, checkpoint, data, export
 from recres.errors import InputError
 from recres.evaluation import predict_logits
 from recres.loader import FrameLoader
@@ -182,6 +182,18 @@ class TestOnnx:
         argv = [str(trained), str(path), "--check", "0", "--root", "nowhere"]
         assert export.main(argv) == 0 and path.is_file()
         assert "checked      no: --check 0" in capsys.readouterr().out
+
+    def test_it_is_checked_on_the_frames_of_a_store(self, trained: Path, figures_root: Path,
+                                                    tmp_path: Path, monkeypatch):
+        import onnx
+
+        frames, path = tmp_path / "frames", tmp_path / "model.onnx"
+        assert data.main(["prepare", "--root", str(figures_root), "--workers", "1", "--codec",
+                          "raw", "--out", str(frames)]) == 0
+        monkeypatch.setattr("recres.video.source.sample_video", lambda *_: pytest.fail("decoded"))
+        argv = [str(trained), str(path), "--check", "2", "--frames", str(frames)]
+        assert export.main([*argv, "--threads", "1"]) == 0
+        assert str(frames) not in str(onnx.load(path).metadata_props)
 
     @pytest.mark.parametrize("form", ["chunk_model", "stream_model"])
     def test_what_differs_is_not_written(self, trained: Path, tmp_path: Path, capsys, monkeypatch,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from recres import build, config, features
+from recres import build, config, data, features
 from recres.datasets import figures
 from recres.feature_store import FeatureStore, StoreFiles, feature_shape, made_by
 from recres.loader import FrameLoader, Videos
@@ -85,6 +85,20 @@ def test_twice_does_nothing_the_second_time(made, network, tmp_path, capsys, mon
                           "block1,block3", "--maps")
     assert status == 0 and "complete  nothing is missing" in out and "made" not in out
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_from_a_raw_store_of_frames_they_are_the_same(made, network, figures_root, tmp_path, capsys,
+                                                      monkeypatch):
+    frames = tmp_path / "frames"
+    assert data.main(["prepare", "--root", str(figures_root), "--workers", "1", "--codec", "raw",
+                      "--out", str(frames)]) == 0
+    monkeypatch.setattr("recres.video.source.sample_video", lambda *_: pytest.fail("decoded"))
+    assert call(capsys, "--out", tmp_path / "f", *network, "--weights", made.weights, "--stages",
+                "block1", "--frames", frames)[0] == 0
+    found, expected = (StoreFiles(folder / "block1-pooled") for folder in (tmp_path / "f",
+                                                                           made.path))
+    assert found.about == expected.about and found.lines.keys() == expected.lines.keys()
+    assert all(np.array_equal(found.video(key), expected.video(key)) for key in found.lines)
 
 
 def test_another_stage_later_needs_no_counting(made, network, tmp_path, capsys):

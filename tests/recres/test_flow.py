@@ -12,8 +12,9 @@ import pytest
 
 from recres import build, checkpoint, config, flow
 from recres.datasets import Video, figures
+from recres.files import write_json
 from recres.loader import Chunk, FrameLoader
-from recres.runs import Run, write_json
+from recres.runs import Run
 from recres.video.source import FrameSource
 from tensorlite import Tensor, cross_entropy, trace
 

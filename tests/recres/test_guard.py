@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from recres import guard, train
+from recres.files import read_json
 from recres.guard import Batch, again
 from recres.loader import FrameLoader
 from recres.models import recurrent_resnet
-from recres.runs import read_json, read_metrics
+from recres.runs import read_metrics
 from recres.trainer import Trainer
 from tensorlite.io import load_safetensors
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recres import train
-from recres.runs import read_json
+from recres.files import read_json
 
 
 @pytest.mark.long

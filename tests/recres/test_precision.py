@@ -21,8 +21,9 @@ from recres.build import build_model, open_videos
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.errors import InputError
+from recres.files import read_json
 from recres.loader import FrameLoader
-from recres.runs import Run, read_json, read_metrics
+from recres.runs import Run, read_metrics
 from recres.trainer import Trainer
 from tensorlite import kernels, optim, precision
 from tensorlite.io import load_safetensors

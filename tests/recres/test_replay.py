@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from recres import replay, train
+from recres.files import read_json, write_json
 from recres.loader import FrameLoader
-from recres.runs import read_json, write_json
 from recres.trainer import Trainer
 from tensorlite import Tensor, trace
 from tensorlite.io import load_safetensors, save_safetensors

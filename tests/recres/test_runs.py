@@ -11,7 +11,8 @@ import pytest
 
 from recres import config
 from recres.errors import InputError
-from recres.runs import MetricsLog, Run, read_json, read_metrics, write_json
+from recres.files import read_json, write_json
+from recres.runs import MetricsLog, Run, read_metrics
 
 OPTIONS = config.resolve({})
 

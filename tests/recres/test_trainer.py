@@ -16,9 +16,10 @@ import tensorlite
 from recres import checkpoint, config, train, trainer
 from recres.build import build_model, open_videos
 from recres.commands import Interrupts
+from recres.files import read_json, write_json
 from recres.loader import FrameLoader
 from recres.models import recurrent_resnet
-from recres.runs import MetricsLog, Run, read_json, read_metrics, write_json
+from recres.runs import MetricsLog, Run, read_metrics
 from recres.trainer import Trainer
 from tensorlite import Tensor, cross_entropy, optim
 from tensorlite.io import load_safetensors

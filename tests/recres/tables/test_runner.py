@@ -12,7 +12,8 @@ import pytest
 
 from recres import build
 from recres.errors import InputError
-from recres.runs import Run, write_json
+from recres.files import write_json
+from recres.runs import Run
 from recres.scores import SavedScores, write_scores
 from recres.tables import __main__ as tables
 from recres.tables import runner
@@ -99,6 +100,14 @@ def test_options_go_to_the_cells_that_they_mean_something_to(figures_root, tmp_p
             assert config.chunks_per_video == 2  # of one frame: as many as in a chunk of two
         if "flow_length" in options:
             assert config.flow_length == (3 if task.cell.name == "flow" else 5)
+
+
+def test_a_store_of_frames_is_for_the_cells_that_see_frames(figures_root, tmp_path):
+    made = make(figures_root, tmp_path, [1, 3, 5], frames="store")
+    without = {task.cell.name for task in made.tasks
+               if made.config(task, ready=False).frames is None}
+    assert without == {task.cell.name for task in made.tasks
+                       if task.cell.options.get("input") in ("flow", "dynamic")} != set()
 
 
 def test_frozen_stages_that_are_drawn_are_not_shared_between_seeds(figures_root, tmp_path):
