@@ -189,7 +189,7 @@ def make_features(store: FeatureStore, network: VideoResNet, frames: FrameLoader
         create_all([store], encoder(network, frames, store.config.threads), shown.update)
 
 
-def open_loader(config: Config, store: FeatureStore | None, frames: FrameLoader) -> Loader:
+def open_loader(config: Config, store: FeatureStore | None, frames: Loader) -> Loader:
     """What makes the inputs of `build_model`."""
     if store is None:
         return frames

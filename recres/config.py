@@ -35,9 +35,10 @@ from tensorlite.precision import PRECISIONS
 DATA_SETS = ("figures", "ucf101")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOST_THREADS = 4096  # more than machines have cores; many more could not be started
+MOST_WORKERS = 256
 MODELS = ("rrn", "avgpool", "gru", "lstm")
 SAMPLINGS = ("chunks", "segments")
-CHANGEABLE = ("threads", "keep", "save_seconds")  # when a run is gone on with
+CHANGEABLE = ("threads", "workers", "keep", "save_seconds")  # when a run is gone on with
 # What means nothing to the other models.
 RECURRENT_ONLY = ("skip", "position", "readout", "recurrent_gradient")
 
@@ -155,6 +156,10 @@ class Config:
     threads: int = _option("machine", "threads to compute with (default: the cores this process "
                            "may use; with --resume the run's); runs are bit-equal at one number of "
                            "threads", kind=int, least=1, most=MOST_THREADS, older=True)
+    workers: int = _option("machine", "processes that decode and augment videos ahead of training; "
+                           "0: a thread does (default: 0; on cuda the cores this process may use, "
+                           "at most 8); results do not depend on it", kind=int, least=0,
+                           most=MOST_WORKERS, older=True)
     keep: int = _option("machine", "checkpoints to keep: the newest, and those before it for where "
                         "it turns out damaged", 2, kind=int, least=1, most=1000, older=True)
     save_seconds: float = _option("machine", "seconds of training from one checkpoint to the next",
@@ -290,6 +295,8 @@ def resolve(values: Mapping[str, Any], data_root: str | os.PathLike[str] = "data
     data = values.get("data", "figures")
     full = _defaults(data) | dict(values)
     full["root"] = full["root"] or os.path.abspath(Path(data_root) / data)
+    if "workers" not in values and full["device"] != "cpu":  # there the cores have nothing to do
+        full["workers"] = min(8, full["threads"])
     for item in fields(Config):
         _check_range(item.name, full[item.name], item.metadata)
     if full["updates"] is not None and "epochs" in values:
@@ -342,7 +349,7 @@ def _fit_to_model(full: dict[str, Any], values: Mapping[str, Any]) -> None:
 def _defaults(data: str) -> dict[str, Any]:
     """Every option's default for a data set; None for those that have none."""
     values = {f.name: f.metadata["defaults"].get(data) for f in fields(Config)}
-    return values | {"threads": tensorlite.get_num_threads()}
+    return values | {"threads": tensorlite.get_num_threads(), "workers": 0}
 
 
 def _check_type(name: str, value: Any, item: Field[Any], where: str) -> None:

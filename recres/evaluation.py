@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from recres import metrics
-from recres.loader import Chunk, Loader, Videos
+from recres.loader import Chunk, Loader, Videos, prefetch
 from recres.metrics import Scores
-from recres.video.prefetch import Prefetcher
 from tensorlite import Tensor, nn, no_grad
 
 CHUNKS_AT_ONCE = 32
@@ -28,7 +27,7 @@ def score(model: nn.Module, loader: Loader, videos: Videos, side: str, *,
     place = {video: i for i, video in enumerate(videos.sides[side])}
     listed = [videos.source.videos[video] for video in place]
     logits = []
-    with Prefetcher(lambda batch: loader.load(batch, None, backwards), batches) as loaded:
+    with prefetch(loader, lambda batch: loader.load(batch, None, backwards), batches) as loaded:
         for batch, inputs in zip(batches, loaded, strict=True):
             logits.append(predict_logits(model, inputs, **loader.arguments(batch)))
             if progress is not None:

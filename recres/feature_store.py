@@ -262,6 +262,8 @@ class FeatureStore:
     names, or is damaged.
     """
 
+    in_flight = 1
+
     def __init__(self, folder: Path, made_by: MadeBy, shape: Sequence[int], videos: Videos,
                  config: Config, sides: Sequence[str] = SIDES) -> None:
         self.folder, self.path = folder, folder / made_by.name

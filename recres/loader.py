@@ -8,7 +8,7 @@ is one of all its frames. What a chunk looks like in an epoch depends on (seed, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from recres.random import generator
 from recres.video import augment, colour
 from recres.video.decode import VideoError
 from recres.video.frame_store import FrameStore
+from recres.video.prefetch import Item, Prefetcher, Result
 from recres.video.sample import chunk_starts, segment_indices
 from recres.video.source import FrameSource
 
@@ -64,7 +65,8 @@ class Videos:
         if self.source.store is not None:
             self.source.store.require(config.frame_step, config.context, config.image_size)
         if found is None:
-            results = self.source.scan(config.threads, config.skip_bad, progress)
+            results = self.source.scan(max(config.threads, config.workers), config.skip_bad,
+                                       progress, apart=config.workers > 0)
             found = {video.name: str(result) if isinstance(result, VideoError) else result
                      for video, result in zip(listed, results, strict=True)}
         if not isinstance(found, Mapping):
@@ -146,7 +148,12 @@ def _frame_bytes() -> int:
 
 
 class Loader(Protocol):
-    """Makes network inputs of chunks; may be called from a thread."""
+    """Makes network inputs of chunks; may be called from a thread.
+
+    in_flight: how many calls of `load` at once it is made for.
+    """
+
+    in_flight: int
 
     def load(self, chunks: Sequence[Chunk], epoch: int | None = None,
              backwards: bool = False) -> np.ndarray:
@@ -157,11 +164,20 @@ class Loader(Protocol):
         """What else the network is to be given with these chunks, by name."""
 
 
+def prefetch(loader: Loader, load: Callable[[Item], Result],
+             items: Iterable[Item]) -> Prefetcher[Item, Result]:
+    """load(item), which calls `loader`, for each item: as many at once as it is made for, and one
+    more result that is there already."""
+    return Prefetcher(load, items, loader.in_flight, loader.in_flight + 1)
+
+
 class FrameLoader:
     """Chunks as normalised images or flow.
 
     convention: of the network for images (`augment.normalise`); flow has its own.
     """
+
+    in_flight = 1
 
     def __init__(self, source: FrameSource, config: Config, convention: str) -> None:
         self.source, self.config = source, config

@@ -22,10 +22,9 @@ from recres import commands, config
 from recres.commands import Interrupts, RunFailed, bar, say
 from recres.errors import InputError
 from recres.files import write_json
-from recres.loader import Chunk, plan_epoch
+from recres.loader import Chunk, plan_epoch, prefetch
 from recres.rehearsal import opened
 from recres.trainer import Trainer
-from recres.video.prefetch import Prefetcher
 from tensorlite.io import replacing
 
 SMOOTHING = 0.9  # of the moving average of the loss
@@ -149,7 +148,7 @@ def _updates(trainer: Trainer, planned: Sequence[float]) -> Iterator[float]:
         return trainer.uploads.send(trainer.loader.load(item[1], item[0]))
 
     model.train()
-    with Prefetcher(load, items) as inputs:
+    with prefetch(trainer.loader, load, items) as inputs:
         for rate, (_, update) in zip(planned, updates, strict=True):
             optimizer.zero_grad()
             loss, size = 0.0, sum(map(len, update))

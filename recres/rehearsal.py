@@ -143,8 +143,8 @@ def opened(options: Config, interrupts: Interrupts, few: bool = False
     with (tempfile.TemporaryDirectory(prefix="recres-") as folder,
           Run.create(folder, changed, {}) as run, interrupts):
         commands.use_machine(options.threads, options.device)
-        with precision.using(options.precision):
-            job = Rehearsal(run, options, interrupts, few)
+        with (precision.using(options.precision),
+              contextlib.closing(Rehearsal(run, options, interrupts, few)) as job):
             trainer, _, job.store = job.open()
             trainer.guard.dumps = False
             yield job, trainer

@@ -32,6 +32,8 @@ class SequenceLoader:
     seed: of the draws of views.
     """
 
+    in_flight = 1
+
     def __init__(self, store: SequenceStore, seed: int) -> None:
         self.store, self.seed = store, seed
         self._lengths: dict[int, int] = {}

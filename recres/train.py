@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -27,6 +28,7 @@ from recres.runs import RUNS, Run
 from recres.scores import write_scores
 from recres.trainer import Follower, Trainer
 from recres.video.source import FrameSource
+from recres.workers import WorkerDied, WorkerLoader
 from tensorlite import distributed, get_num_threads, nn, precision
 from tensorlite.distributed import Processes
 from tensorlite.io import FormatError
@@ -135,6 +137,9 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None, processes: Proc
         try:
             processes.share((run.path, options, run.about))
             Job(run, stop, processes=processes).do()
+        except WorkerDied as error:
+            raise RunFailed(f"{error}; to go on from the last checkpoint: {processes.launcher}"
+                            f"python -m recres.train --resume {run.path}") from error
         except (InputError, FormatError):
             if args.resume is None:
                 run.discard()
@@ -163,20 +168,22 @@ class Job:
 
     log: gets what there is to say, line by line. source: frames of the same videos that another job
     has decoded; this one's are in `source` afterwards. processes: those that do the job together,
-    each by a call of its own; all but rank 0 write nothing.
+    each by a call of its own; all but rank 0 write nothing. What has called `open` calls `close`,
+    which ends the processes that load.
     """
 
     def __init__(self, run: Run, interrupts: Interrupts, log: Callable[[str], object] = say,
                  source: FrameSource | None = None, processes: Processes | None = None) -> None:
         self.run, self.config, self.interrupts, self.log = run, run.config, interrupts, log
         self.source, self.processes = source, processes or Processes()
+        self._workers: WorkerLoader | None = None
         if self.processes.size > 1 and self.config.device == "cuda":
             self.config = replace(self.config, device=f"cuda:{self.processes.local_rank}")
 
     def do(self) -> None:
         """Do what is left to do."""
         commands.use_machine(self.config.threads, self.config.device)
-        with precision.using(self.config.precision):
+        with precision.using(self.config.precision), contextlib.closing(self):
             trainer, frames, store = self.open()
             if trainer.progress.update:
                 self.log(f"resumed   after update {trainer.progress.update}, in epoch "
@@ -189,6 +196,11 @@ class Job:
                     store.remove()
             self.processes.wait()
 
+    def close(self) -> None:
+        """End the processes that load, if there are any."""
+        if self._workers is not None:
+            self._workers.close()
+
     def videos(self) -> Videos:
         """The videos to work with."""
         return build.open_videos(self.config, self.run.path, self.log, self.source)
@@ -198,7 +210,7 @@ class Job:
         """Make what features `store` lacks."""
         build.make_features(store, network, frames, self.log)
 
-    def open(self) -> tuple[Trainer, FrameLoader, FeatureStore | None]:
+    def open(self) -> tuple[Trainer, Loader, FeatureStore | None]:
         """All that training needs, loaded or made: what trains, what makes inputs of the frames
         themselves, and the store of features if there is one."""
         config, run, processes = self.config, self.run, self.processes
@@ -225,7 +237,8 @@ class Job:
             self.log(summary.heading(config, model, videos, store))
             if store is not None:
                 self.make_features(store, network, frames)
-        loader = build.open_loader(config, store, frames)
+        images = self._images(frames) if store is None else frames
+        loader = build.open_loader(config, store, images)
         if isinstance(model, SequenceModel) and store is not None and config.z_norm:
             model.set_statistics(*sequences.statistics(store, videos.sides["train"]))
         about = {"version": config.version, "input_convention": start["input"],
@@ -233,7 +246,14 @@ class Job:
                  "pixels": json.dumps(videos.source.pixels)}
         kind = Follower if processes.rank else Trainer
         trainer = kind(model, loader, videos, run, about, self.interrupts, self.log, processes)
-        return trainer, frames, store
+        return trainer, images, store
+
+    def _images(self, frames: FrameLoader) -> Loader:
+        """What loads the frames themselves: processes, if the options say so."""
+        if self.config.workers == 0:
+            return frames
+        self._workers = WorkerLoader(frames, self.config.workers, self.config.batch)
+        return self._workers
 
     def _begin(self, network: VideoResNet, model: nn.Module) -> None:
         """Load what the run starts from: its newest checkpoint or, before there is one, weights."""

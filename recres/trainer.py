@@ -30,11 +30,10 @@ from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.evaluation import chunk_labels, score
 from recres.guard import Guard
-from recres.loader import Chunk, Loader, Videos, plan_epoch, updates_an_epoch
+from recres.loader import Chunk, Loader, Videos, plan_epoch, prefetch, updates_an_epoch
 from recres.runs import MetricsLog, Run, read_metrics
 from recres.tensorboard import Events
 from recres.together import Together
-from recres.video.prefetch import Prefetcher
 from tensorlite import Tensor, cross_entropy, nn, optim
 from tensorlite.distributed import Processes
 from tensorlite.transfer import Uploads, read_later
@@ -162,7 +161,7 @@ class Trainer:
         load = lambda batch: self.uploads.send(  # noqa: E731
             self.loader.load(batch or self._borrowed, progress.epoch))
         self.model.train()
-        with (Prefetcher(load, batches) as inputs,
+        with (prefetch(self.loader, load, batches) as inputs,
               tqdm(total=frames, unit="frame", unit_scale=True, leave=False,
                    disable=True if self.processes.rank else None,
                    desc=f"epoch {progress.epoch + 1}/{self.epochs}") as self._bar):

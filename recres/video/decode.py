@@ -57,6 +57,9 @@ class VideoError(InputError):
         self.path = Path(path)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[object, ...]:  # a process that decodes for another may raise it
+        return VideoError, (os.fspath(self.path), self.reason), self.__dict__
+
 
 def read_frames(path: str | os.PathLike[str], step: int = 1) -> np.ndarray:
     """Frames 0, step, 2·step, … of a video as (n, H, W, 3) uint8 RGB, decoded to the end.

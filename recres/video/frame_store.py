@@ -284,6 +284,14 @@ class FrameStore:
             raise InputError(f"{self.index}: line {number} is damaged: {why}; without it, its "
                              "video is decoded again by recres.data prepare")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process; a lock cannot go there."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
     def _read_index(self) -> None:
         data = read_bytes(self.index) if os.path.lexists(self.index) else b""
         self.index_bytes = data.rfind(b"\n") + 1  # what follows, a killed writer was at

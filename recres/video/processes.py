@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def in_processes(function: Callable[[Item], Result], items: Iterable[Item], workers: int,
-                 crashed: Callable[[Item], Result]) -> Iterator[Result]:
+                 crashed: Callable[[Item], Result]) -> Generator[Result, None, None]:
     """function(item) for each item, in their order, by as many processes as there are `workers`;
     one worker is this process.
 
@@ -69,10 +69,10 @@ def _alone(function: Callable[[Item], Result], item: Item,
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked: a child with a copy of this process' locks, but not of its threads, may hang.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=begin)
 
 
-def _begin() -> None:
+def begin() -> None:
     """In a new process: leave Ctrl-C to the parent, and end when it does, even by SIGKILL."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)  # the cores belong to whole videos

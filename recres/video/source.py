@@ -5,11 +5,15 @@ It comes from the video files or, decoded before, from a store of frames (`frame
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +24,7 @@ from recres.video.dynamic import sample_dynamic
 from recres.video.flow import count_flow, sample_flow
 from recres.video.frame_store import FrameStore
 from recres.video.prefetch import Prefetcher
+from recres.video.processes import in_processes
 
 INPUTS = ("frames", "flow", "dynamic")
 
@@ -64,11 +69,33 @@ class FrameSource:
             store.require(step, context)
             store.match(self.videos)
         self.store = store
+        self._asked: Sequence[Video] = self.videos
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin with nothing in memory."""
         self._lock = threading.Lock()
         # By index and whether it is played backwards; the one used last comes last.
         self._kept: OrderedDict[tuple[int, bool], np.ndarray] = OrderedDict()
         self._bytes = 0
         self._decoding: dict[tuple[int, bool], Future[np.ndarray]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: what is in memory stays here."""
+        gone = ("_lock", "_kept", "_bytes", "_decoding", "_fits")
+        return {name: value for name, value in self.__dict__.items() if name not in gone}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def part(self, number: int, of: int) -> FrameSource:
+        """The source for one of so many processes, each of which asks for every `of`-th video alone
+        and has its part of the memory."""
+        result = copy.copy(self)
+        result.max_bytes = self.max_bytes // of
+        result._asked = self.videos[number::of]
+        return result
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -113,7 +140,7 @@ class FrameSource:
     @cached_property
     def _fits(self) -> bool:
         """Whether the frames of all videos, from the store, have room in memory."""
-        return self.store is not None and self.store.decoded_bytes(self.videos) <= self.max_bytes
+        return self.store is not None and self.store.decoded_bytes(self._asked) <= self.max_bytes
 
     def _get(self, key: tuple[int, bool]) -> np.ndarray:
         with self._lock:
@@ -164,6 +191,7 @@ class FrameSource:
         workers: int = 1,
         skip_bad: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        apart: bool = False,
     ) -> list[int | VideoError]:
         """For each video, its number of sampled frames or what is wrong with it: every one is
         decoded once, unless there is a store, whose index says it.
@@ -171,9 +199,20 @@ class FrameSource:
         Raises the first VideoError, in the order of the videos, unless skip_bad. `progress` is
         called with the number of videos done and of all. What fits into memory stays there, except
         of flow, which takes much longer than decoding and is not computed to count.
+
+        apart: by processes of their own, at least two, instead of threads: a video at which the
+        decoder crashes is then one more that cannot be used. Nothing stays in memory.
         """
         counts: list[int | VideoError] = []
-        with Prefetcher(self._count, range(len(self)), workers) as results:
+        with contextlib.ExitStack() as stack:
+            results: Iterator[int | VideoError]
+            if apart and self.store is None:
+                jobs = [(video.path, self.step, self.context, self.input) for video in self.videos]
+                results = stack.enter_context(contextlib.closing(
+                    in_processes(_count, jobs, max(2, workers), _crashed)))
+            else:
+                results = stack.enter_context(
+                    Prefetcher(self._count, range(len(self)), workers))
             for result in results:
                 if isinstance(result, VideoError) and not skip_bad:
                     raise result
@@ -187,7 +226,27 @@ class FrameSource:
             if self.store is not None:
                 return self.store.count(self.videos[index], self.context)
             if self.input == "flow":
-                return count_flow(self.videos[index].path, self.step, self.context)
+                return _count((self.videos[index].path, self.step, self.context, self.input))
             return len(self.frames(index))
         except VideoError as error:
             return error
+
+
+_Job = tuple[Path, int, int, str]  # a video file, step, context and input
+
+
+def _count(job: _Job) -> int | VideoError:
+    """How many frames a video has, or what is wrong with it."""
+    path, step, context, input = job
+    try:
+        if input == "flow":
+            return count_flow(path, step, context)
+        if input == "dynamic":
+            return len(sample_dynamic(path))
+        return len(sample_video(path, step, context))
+    except VideoError as error:
+        return error
+
+
+def _crashed(job: _Job) -> VideoError:
+    return VideoError(job[0], "the decoder crashes on it")

@@ -1,0 +1,279 @@
+"""Processes that decode and augment chunks ahead of the step.
+
+A `WorkerLoader` makes of chunks what the `FrameLoader` it was made of does, bit for bit, however
+many processes do it: what a chunk looks like depends on (seed, epoch, chunk) alone. A video always
+goes to the same worker, which keeps its frames, so all workers together have the memory that one
+loader has, and of a worker that dies it is known at which file it was.
+
+Pixels go through memory that has no name, chunks and answers through pipes. So nothing is left
+behind however training ends: of a process that is killed the workers find the pipe closed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing import reduction, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import numpy as np
+
+from recres.commands import RunFailed
+from recres.loader import Chunk, FrameLoader
+from recres.video.processes import begin
+
+PLACES = 2  # of a worker, for chunks: one that it is at, and the next
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class WorkerDied(RunFailed):
+    """A worker has ended; the message is one line and names the file that it was at."""
+
+
+class _Load:
+    """A call of `load`: where its chunks go, how many are yet to come, and what went wrong with
+    which of them."""
+
+    def __init__(self, out: np.ndarray) -> None:
+        self.out, self.left = out, len(out)
+        self.errors: dict[int, Exception] = {}
+        self.done = threading.Event()
+
+    def count(self, index: int, error: Exception | None) -> None:
+        """The chunk at `index` is there, or never will be."""
+        if error is not None:
+            self.errors[index] = error
+        self.left -= 1
+        if self.left == 0:
+            self.done.set()
+
+
+class _Worker:
+    """A process and what it has to do: `waiting`, and `sent` by place, the oldest first, each a
+    load, the index of a chunk in it, and the message."""
+
+    def __init__(self, process: SpawnProcess, connection: Connection, places: np.ndarray) -> None:
+        self.process, self.connection, self.places = process, connection, places
+        self.free = deque(range(len(places)))
+        self.waiting: deque[tuple[_Load, int, tuple[Any, ...]]] = deque()
+        self.sent: dict[int, tuple[_Load, int, tuple[Any, ...]]] = {}
+
+    def send(self) -> None:
+        """Let the process have as much as there are places for."""
+        while self.free and self.waiting:
+            place = self.free.popleft()
+            self.sent[place] = self.waiting.popleft()
+            with contextlib.suppress(OSError):  # it is dead: the receiver will see to it
+                self.connection.send((place, *self.sent[place][2]))
+
+    def receive(self) -> None:
+        """Take an answer. EOFError or OSError where the process is dead."""
+        place, error = self.connection.recv()
+        load, index, _ = self.sent.pop(place)
+        if error is None:
+            load.out[index] = self.places[place]
+        self.free.append(place)
+        self.send()
+        load.count(index, error)
+
+
+class WorkerLoader:
+    """A `Loader` that has `frames` load in so many processes; any number of threads may ask.
+
+    chunks_at_once: about how many chunks a call of `load` has. in_flight: how many calls at once
+    keep all workers busy. Leaving it as a context manager, or `close`, ends the workers. An
+    exception that a worker meets comes out of `load`; WorkerDied when one has ended.
+    """
+
+    def __init__(self, frames: FrameLoader, workers: int, chunks_at_once: int) -> None:
+        if workers < 1:
+            raise ValueError(f"workers is {workers}, expected at least 1")
+        self.frames = frames
+        self.in_flight = 1 + -(-PLACES * workers // chunks_at_once)
+        config = frames.config
+        self._shape = (config.context, config.image_size, config.image_size, frames.source.channels)
+        self._lock = threading.Lock()
+        self._error: WorkerDied | None = None
+        self._closing = False
+        self._workers: list[_Worker] = []
+        self._receiver = threading.Thread(target=self._receive, name="workers", daemon=True)
+        # Before the children of this process are waited for, which do not end by themselves.
+        atexit.register(self.close)
+        try:
+            self._start(workers)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, count: int) -> None:
+        nbytes = 4 * int(np.prod(self._shape)) * PLACES * count
+        descriptor = os.memfd_create("recres-chunks")
+        try:
+            os.posix_fallocate(descriptor, 0, nbytes)  # rather than to be killed when it is used
+            places = _places(descriptor, self._shape)
+            context = multiprocessing.get_context("spawn")
+            for number in range(count):
+                here, there = context.Pipe()
+                process = context.Process(target=_work, args=(there,), daemon=True,
+                                          name=f"loader-{number}")
+                mine = places[PLACES * number : PLACES * (number + 1)]
+                self._workers.append(_Worker(process, here, mine))
+                with there, _signals_blocked():
+                    process.start()
+            for number, worker in enumerate(self._workers):  # all are starting at once
+                part = FrameLoader(self.frames.source.part(number, count), self.frames.config,
+                                   self.frames.convention)
+                try:
+                    reduction.send_handle(worker.connection, descriptor, worker.process.pid)
+                    worker.connection.send_bytes(pickle.dumps((part, PLACES * number, self._shape)))
+                except OSError as error:
+                    worker.process.join(1.0)
+                    if worker.process.exitcode is None:
+                        raise
+                    raise self._died(worker) from error
+        finally:
+            os.close(descriptor)
+        self._receiver.start()
+
+    def load(self, chunks: Sequence[Chunk], epoch: int | None = None,
+             backwards: bool = False) -> np.ndarray:
+        """See `Loader`. Where several chunks fail, the first one's exception is raised."""
+        load = _Load(np.empty((len(chunks), *self._shape), np.float32))
+        with self._lock:
+            self._check()
+            for index, chunk in enumerate(chunks):
+                worker = self._workers[chunk.video % len(self._workers)]
+                worker.waiting.append((load, index, (chunk, epoch, backwards)))
+            for worker in self._workers:
+                worker.send()
+        if chunks:
+            load.done.wait()
+        if load.errors:
+            raise load.errors[min(load.errors)]
+        return load.out
+
+    def arguments(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        """See `Loader`."""
+        return self.frames.arguments(chunks)
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._closing:
+            raise ValueError("the loader is closed")
+
+    def _receive(self) -> None:
+        """In a thread: take what the workers answer, until they are gone."""
+        by_connection = {worker.connection: worker for worker in self._workers}
+        while True:
+            for connection in wait(list(by_connection)):
+                worker = by_connection[connection]  # type: ignore[index]
+                with self._lock:
+                    try:
+                        worker.receive()
+                    except (EOFError, OSError):
+                        if not self._closing:
+                            self._error = self._died(worker)
+                        self._end()
+                        return
+
+    def _died(self, worker: _Worker) -> WorkerDied:
+        """What there is to say of a worker whose pipe is closed."""
+        worker.process.join()
+        status, at = worker.process.exitcode or 0, "no file"
+        how = f"ended with exit status {status}"
+        if status < 0:
+            names = {number.value: f" ({number.name})" for number in signal.Signals}
+            how = f"was killed by signal {-status}{names.get(-status, '')}"
+        if worker.sent:
+            _, _, (chunk, *_) = next(iter(worker.sent.values()))
+            at = str(self.frames.source.videos[chunk.video].path)
+        return WorkerDied(f"loader process {worker.process.pid} {how}; it was at {at}")
+
+    def _end(self) -> None:
+        """End all workers, and all calls that wait for them."""
+        for worker in self._workers:
+            if worker.process.pid is not None:
+                worker.process.kill()  # they have nothing to lose
+        for worker in self._workers:
+            for load, index, _ in (*worker.sent.values(), *worker.waiting):
+                load.count(index, self._error or RunFailed("the loader was closed"))
+            worker.sent.clear()
+            worker.waiting.clear()
+
+    def close(self) -> None:
+        """End the workers; what they are at is dropped."""
+        with self._lock:
+            self._closing = True
+            self._end()
+        if self._receiver.is_alive():
+            self._receiver.join()
+        for worker in self._workers:
+            if worker.process.pid is not None:
+                worker.process.join()
+            worker.connection.close()
+        atexit.unregister(self.close)
+
+    def __enter__(self) -> WorkerLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What is started within never gets Ctrl-C or SIGTERM, not even before its first line: the
+    parent saves what there is to save meanwhile, and ends it."""
+    resource_tracker.ensure_running()  # starting that would let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _places(descriptor: int, shape: Sequence[int]) -> np.ndarray:
+    """The shared memory, as chunks."""
+    return np.frombuffer(mmap.mmap(descriptor, 0), np.float32).reshape(-1, *shape)
+
+
+def _work(connection: Connection) -> None:
+    """What a worker does until the pipe is closed: load chunks, each into its place."""
+    begin()
+    try:
+        descriptor = reduction.recv_handle(connection)
+        loader, first, shape = pickle.loads(connection.recv_bytes())
+        places = _places(descriptor, shape)[first : first + PLACES]
+        while True:
+            place, chunk, epoch, backwards = connection.recv()
+            error = None
+            try:
+                places[place] = loader.load([chunk], epoch, backwards)[0]
+            except Exception as found:
+                error = _to_send(found)
+            connection.send((place, error))
+    except (EOFError, OSError):
+        return
+
+
+def _to_send(error: Exception) -> Exception:
+    """An exception as it can be sent: with its traceback, and as text where it is of a kind that
+    cannot."""
+    error.add_note("in a loader process: " + "".join(traceback.format_exception(error)))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

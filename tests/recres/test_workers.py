@@ -1,0 +1,331 @@
+"""Processes that load: the same bits as without them, what goes wrong in them, and their end."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recres import config, train, workers
+from recres.datasets import figures
+from recres.errors import InputError
+from recres.loader import FrameLoader, Videos, plan_epoch
+from recres.rehearsal import Enough, opened
+from recres.runs import read_json, read_metrics
+from recres.video.decode import VideoError
+from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
+from recres.video.prefetch import Prefetcher
+from recres.video.source import FrameSource
+from recres.workers import PLACES, WorkerDied, WorkerLoader
+from tests.recres.test_trainer import assert_same_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def options(root, **values):
+    return config.resolve({"root": str(root), "image_size": 32, "holdout": 0.3, "threads": 1,
+                           "batch": 12, **values})
+
+
+@pytest.fixture(scope="module")
+def frames(figures_root):
+    chosen = options(figures_root)
+    videos = Videos(figures.read(figures_root), chosen)
+    return videos, FrameLoader(videos.source, chosen, "torch")
+
+
+def children(pid: int | str = "self") -> set[int]:
+    """The processes that a process has started, without those that have ended."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found |= set(map(int, (task / "children").read_text().split()))
+    return {child for child in found if alive(child)}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(happened, seconds: float = 20.0) -> float:
+    """Seconds that it took."""
+    began = time.monotonic()
+    while not happened():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.01)
+    return time.monotonic() - began
+
+
+def everything(loader, videos):
+    """All batches of two epochs in their order, and what evaluation looks at."""
+    jobs = [(batch, epoch, False) for epoch in (0, 1)
+            for update in plan_epoch(videos.chunks("train"), videos.config, epoch)
+            for batch in update]
+    jobs += [(videos.chunks("test"), None, backwards) for backwards in (False, True)]
+    with Prefetcher(lambda job: loader.load(*job), jobs, loader.in_flight) as results:
+        return list(results)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_same_bits_at_any_number_of_workers(frames, count):
+    videos, loader = frames
+    expected = everything(loader, videos)
+    with WorkerLoader(loader, count, 12) as several:
+        found = everything(several, videos)
+        assert several.arguments(videos.chunks("test")) == {}
+        assert several.load([]).shape == (0, 2, 32, 32, 3)
+    assert [a.shape for a in found] == [a.shape for a in expected]
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("max_bytes", [0, 10**9])
+def test_the_same_bits_from_a_store(frames, figures_root, tmp_path, max_bytes):
+    videos, loader = frames
+    chosen = options(figures_root)
+    with FrameStoreWriter(tmp_path / "s", Settings(chosen.frame_step, 4, None, "raw", None)) as to:
+        for video in videos.source.videos:
+            to.add(*encode_video(video, to.settings))
+    source = FrameSource(videos.source.videos, chosen.frame_step, chosen.context, max_bytes,
+                         store=FrameStore(tmp_path / "s"))
+    with WorkerLoader(FrameLoader(source, chosen, "torch"), 2, 12) as two:
+        for found, expected in zip(everything(two, videos), everything(loader, videos),
+                                   strict=True):
+            assert found.tobytes() == expected.tobytes()
+
+
+def test_each_worker_has_its_part_of_the_memory(frames):
+    source = frames[0].source
+    parts = [pickle.loads(pickle.dumps(source.part(i, 3))) for i in range(3)]
+    assert source._kept and not any(part._kept for part in parts)
+    assert {part.max_bytes for part in parts} == {source.max_bytes // 3}
+    np.testing.assert_array_equal(parts[0].frames(3), source.frames(3))
+
+
+def test_no_more_is_under_way_than_there_are_places(frames, monkeypatch):
+    """However many calls wait at once, and whatever of them is for which worker."""
+    videos, loader = frames
+    send, most = workers._Worker.send, []
+
+    def sends(self):
+        send(self)
+        most.append(len(self.sent))
+        assert len(set(self.sent) | set(self.free)) == PLACES
+
+    monkeypatch.setattr(workers._Worker, "send", sends)
+    chunks = videos.chunks("train")
+    with WorkerLoader(loader, 2, 12) as two, \
+            Prefetcher(lambda some: two.load(some, 0), [chunks] * 6, 6, 6) as results:
+        expected = loader.load(chunks, 0)
+        assert all(result.tobytes() == expected.tobytes() for result in results)
+    assert max(most) == PLACES
+
+
+def test_signals_to_all_processes_do_not_end_a_worker(frames):
+    with WorkerLoader(frames[1], 1, 4) as one:
+        for number in (signal.SIGINT, signal.SIGTERM):  # the first before it has begun
+            os.kill(one._workers[0].process.pid, number)
+            assert one.load(frames[0].chunks("test")[:1]).any()
+        assert one.in_flight == 2
+    assert frames[1].in_flight == 1
+
+
+def test_a_video_error_comes_through_and_the_others_go_on(figures_root, tmp_path):
+    split, chosen = figures.read(figures_root), options(figures_root)
+    found = Videos(split, chosen).found
+    gone = tmp_path / "gone.avi"
+    split = split._replace(train=(split.train[0]._replace(path=gone), *split.train[1:]))
+    videos = Videos(split, chosen, found)
+    chunks = [c for side in videos.sides for c in videos.chunks(side)]
+    good = [c for c in chunks if c.video][:3]
+    with WorkerLoader(FrameLoader(videos.source, chosen, "torch"), 1, 12) as loader:
+        with pytest.raises(VideoError) as caught:
+            loader.load([*good, next(c for c in chunks if not c.video), *good], 0)
+        assert str(caught.value) == f"{gone}: no such file" and caught.value.path == gone
+        assert any("Traceback" in note for note in caught.value.__notes__)
+        assert loader.load(good).shape == (3, 2, 32, 32, 3)
+
+
+def test_an_exception_that_cannot_be_sent_is_told():
+    class Odd(Exception):
+        pass
+
+    assert repr(workers._to_send(Odd("why"))) == "RuntimeError('Odd: why')"
+    same = workers._to_send(InputError("x"))
+    assert isinstance(same, InputError)
+
+
+def test_a_worker_that_dies_is_told_with_its_file_and_ends_all(frames, figures_root, tmp_path):
+    """At once, in every call that waits, and the other worker is gone too."""
+    videos, _ = frames
+    chosen = options(figures_root)
+    slow = tmp_path / "slow.avi"
+    stuck = videos.sides["train"][0]
+    listed = list(videos.source.videos)
+    listed[stuck] = listed[stuck]._replace(path=slow)
+    source = FrameSource(listed, chosen.frame_step, chosen.context, 0)
+    loader = WorkerLoader(FrameLoader(source, chosen, "torch"), 2, 12)
+    with loader:
+        process = loader._workers[stuck % 2].process
+        others = [c for c in videos.chunks("test") if c.video % 2 == stuck % 2][:1]
+        loader.load(others)  # it is up
+        os.kill(process.pid, signal.SIGSTOP)
+        failed, calls = [], []
+
+        def call():
+            try:
+                loader.load(videos.chunks("train"), 0)
+            except WorkerDied as error:
+                failed.append(str(error))
+
+        for _ in range(3):
+            calls.append(threading.Thread(target=call))
+            calls[-1].start()
+        wait_until(lambda: len(loader._workers[stuck % 2].sent) == PLACES)
+        os.kill(process.pid, signal.SIGKILL)
+        began = time.monotonic()
+        for thread in calls:
+            thread.join(10)
+        assert time.monotonic() - began < 2
+        assert len(set(failed)) == 1 and len(failed) == 3
+        assert failed[0] == (f"loader process {process.pid} was killed by signal 9 (SIGKILL); it "
+                             f"was at {slow}")
+        with pytest.raises(WorkerDied, match="SIGKILL"):
+            loader.load(others)
+        wait_until(lambda: not any(worker.process.is_alive() for worker in loader._workers), 2)
+    assert not {worker.process.pid for worker in loader._workers if alive(worker.process.pid)}
+
+
+def test_an_error_while_starting_leaves_no_process(frames, monkeypatch):
+    def fails(*_):
+        raise OSError("no")
+
+    def dies(_, __, pid):
+        os.kill(pid, signal.SIGKILL)
+        raise BrokenPipeError
+
+    before = children()
+    for send, error, text in ((fails, OSError, "^no$"), (dies, WorkerDied, "SIGKILL.*at no file")):
+        monkeypatch.setattr(workers.reduction, "send_handle", send)
+        with pytest.raises(error, match=text):
+            WorkerLoader(frames[1], 2, 12)
+    assert len(children() - before) <= 1  # multiprocessing's own tracker
+    with pytest.raises(ValueError, match="workers is 0"):
+        WorkerLoader(frames[1], 0, 12)
+
+
+SCRIPT = """
+import sys
+from recres import config
+from recres.datasets import figures
+from recres.loader import FrameLoader, Videos
+from recres.workers import WorkerLoader
+
+if __name__ == "__main__":
+    chosen = config.resolve({"root": sys.argv[1], "image_size": 32})
+    videos = Videos(figures.read(sys.argv[1]), chosen)
+    loader = WorkerLoader(FrameLoader(videos.source, chosen, "torch"), 2, 12)
+    loader.load(videos.chunks("test"))
+    print(*(worker.process.pid for worker in loader._workers), flush=True)
+    sys.stdin.readline()
+    if sys.argv[2] == "fails":
+        raise KeyError("unexpected")
+    while True:
+        loader.load(videos.chunks("train"), 0)
+"""
+
+
+@pytest.mark.parametrize("how", ["killed", "fails"])
+def test_workers_end_with_the_process_that_asked(figures_root, tmp_path, how):
+    """Killed while they are at work; or ended by an exception, without anybody closing them."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    process = subprocess.Popen([sys.executable, script, str(figures_root), how],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.stdin and process.stdout
+    pids = set(map(int, process.stdout.readline().split()))
+    assert len(pids) == 2 and pids <= children(process.pid)
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    if how == "killed":
+        time.sleep(0.05)
+        process.kill()
+    process.wait(10)
+    wait_until(lambda: not any(map(alive, pids)), 2)
+    _, complaint = process.communicate()
+    assert (b"KeyError" in complaint) == (how == "fails") and complaint.count(b"Traceback") <= 1
+
+
+def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tiny, trained, tmp_path):
+    """By SIGKILL; by Ctrl-C, which a terminal sends to all processes of the group; and gone on with
+    by another number of workers. No process is left behind."""
+    folder = tmp_path / "run"
+    arguments = ["--out", str(folder), *tiny, "--workers", "2", "--save-seconds", "0"]
+    for number, least in ((signal.SIGKILL, 1), (signal.SIGINT, 3)):
+        process = subprocess.Popen([sys.executable, "-m", "recres.train", *arguments],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                   start_new_session=True)
+        wait_until(lambda least=least: len(read_metrics(folder / "metrics.jsonl")) >= least, 30)
+        started = children(process.pid)
+        assert len(started) >= 2
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.kill()
+        _, complaint = process.communicate(timeout=20)
+        wait_until(lambda started=started: not any(map(alive, started)), 2)
+        arguments = ["--resume", str(folder)]
+    assert process.returncode == 130 and b"Traceback" not in complaint
+    assert complaint.decode().strip().splitlines()[-1].startswith("stopped; to go on: python")
+    assert read_json(folder / "config.json")["options"]["workers"] == 2
+    assert train.main([*arguments, "--workers", "0"]) == 0
+    assert read_json(folder / "config.json")["options"]["workers"] == 0
+    assert_same_run(folder, trained)
+
+
+def test_a_run_whose_worker_dies_says_how_to_go_on(tiny, trained, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    load, killed = WorkerLoader.load, []
+
+    def loads(self, chunks, epoch=None, backwards=False):
+        if epoch == 1 and not killed:
+            killed.append(self._workers[0].process.pid)
+            os.kill(killed[0], signal.SIGKILL)
+        return load(self, chunks, epoch, backwards)
+
+    monkeypatch.setattr(WorkerLoader, "load", loads)
+    assert train.main(["--out", str(folder), *tiny, "--workers", "1"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith(f"error: loader process {killed[0]} was killed by signal 9 (SIGKILL); "
+                           "it was at ")
+    assert line.endswith("; to go on from the last checkpoint: python -m recres.train --resume "
+                         f"{folder}")
+    assert len(read_metrics(folder / "metrics.jsonl", "evaluation")) == 1
+    assert train.main(["--resume", str(folder)]) == 0
+    assert_same_run(folder, trained)
+
+
+def test_a_rehearsal_ends_its_workers(figures_root):
+    chosen = options(figures_root, width=4, workers=1)
+    before = children()
+    with opened(chosen, Enough(0.0)) as (job, trainer):
+        assert isinstance(trainer.loader, WorkerLoader)
+        assert len(children() - before) >= 1
+    assert not job._workers._workers[0].process.is_alive()
+
+
+def test_what_workers_import_is_no_mpi_and_no_gpu():
+    """Under mpiexec a worker must not take itself for a rank."""
+    code = ("import sys, recres.train, recres.workers; "
+            "sys.exit(any(name in sys.modules for name in ('mpi4py', 'cupy')))")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
