@@ -296,7 +296,7 @@ def resolve(values: Mapping[str, Any], data_root: str | os.PathLike[str] = "data
     full = _defaults(data) | dict(values)
     full["root"] = full["root"] or os.path.abspath(Path(data_root) / data)
     if "workers" not in values and full["device"] != "cpu":  # there the cores have nothing to do
-        full["workers"] = min(8, full["threads"])
+        full["workers"] = cuda_workers()
     for item in fields(Config):
         _check_range(item.name, full[item.name], item.metadata)
     if full["updates"] is not None and "epochs" in values:
@@ -309,6 +309,11 @@ def resolve(values: Mapping[str, Any], data_root: str | os.PathLike[str] = "data
     config = Config(**full)
     _check_together(config)
     return config
+
+
+def cuda_workers(sharing: int = 1) -> int:
+    """How many workers each of so many processes on this machine has, unless told otherwise."""
+    return max(1, min(8, tensorlite.get_num_threads() // sharing))
 
 
 def _fit_to_model(full: dict[str, Any], values: Mapping[str, Any]) -> None:

@@ -105,7 +105,9 @@ def heading(config: Config, model: nn.Module, videos: Videos, store: FeatureStor
         "training": f"{length}, an epoch being {n['train_chunks']} chunks in {update['updates']} "
                     f"updates of {update['chunks']} chunks{batches}; Adam, {config.schedule} "
                     f"learning rate {config.lr:g}",
-        "machine": f"{config.device}, {config.threads} threads, seed {config.seed}",
+        "machine": f"{config.device}, {config.threads} threads, "
+                   + (f"{config.workers} loading processes, " if config.workers and not store
+                      else "") + f"seed {config.seed}",
         "precision": PRECISIONS[config.precision],
     }
     return "\n".join(f"{name:9} {text}" for name, text in rows.items())

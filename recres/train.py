@@ -101,6 +101,8 @@ def _options(args: argparse.Namespace, processes: Processes) -> Config:
                          f"{given['processes']} python -m recres.train ...")
     if size > 1:
         given.setdefault("threads", max(1, get_num_threads() // processes.local_size))
+        if given.get("device", "cpu") != "cpu":
+            given.setdefault("workers", config.cuda_workers(processes.local_size))
     return config.resolve(given, args.data_root)
 
 

@@ -16,6 +16,7 @@ have a `Follower`, which writes nothing.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from recres.loader import Chunk, Loader, Videos, plan_epoch, prefetch, updates_a
 from recres.runs import MetricsLog, Run, read_metrics
 from recres.tensorboard import Events
 from recres.together import Together
+from recres.waiting import Waiting, hint
 from tensorlite import Tensor, cross_entropy, nn, optim
 from tensorlite.distributed import Processes
 from tensorlite.transfer import Uploads, read_later
@@ -91,6 +93,8 @@ class Trainer:
         self._open()
         self.progress = self.together.begin(self.progress, self.scaler)
         self.guard = Guard(self)
+        cores = len(os.sched_getaffinity(0)) // self.processes.local_size
+        self.waiting = Waiting(hint(self.config, cores))
 
     def _open(self) -> None:
         """Take up the newest checkpoint, or write the first."""
@@ -249,6 +253,8 @@ class Trainer:
         self.record({
             **line, "data_time": round(waited, 6), "compute_time": round(seconds - waited, 6),
             "frames_per_second": round(line["chunks"] * self.config.context / seconds, 3)})
+        if text := self.waiting.update(line["epoch"], waited, seconds - waited):
+            self.log(text)
 
     def _failed(self, line: dict[str, Any], what: str, batches: Sequence[Sequence[Chunk]],
                 scale: float = 1.0) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recres import config, train, workers
+from recres import build, config, train, workers
 from recres.datasets import figures
 from recres.errors import InputError
 from recres.loader import FrameLoader, Videos, plan_epoch
 from recres.rehearsal import Enough, opened
 from recres.runs import read_json, read_metrics
+from recres.video import source as sources
 from recres.video.decode import VideoError
 from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
 from recres.video.prefetch import Prefetcher
@@ -27,6 +28,7 @@ from recres.video.source import FrameSource
 from recres.workers import PLACES, WorkerDied, WorkerLoader
 from tests.recres.test_trainer import assert_same_run
 
+_count = sources._count
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -40,6 +42,14 @@ def frames(figures_root):
     chosen = options(figures_root)
     videos = Videos(figures.read(figures_root), chosen)
     return videos, FrameLoader(videos.source, chosen, "torch")
+
+
+@pytest.fixture
+def scanned(frames, monkeypatch):
+    """Commands do not count the frames again."""
+    videos = frames[0]
+    monkeypatch.setattr(build, "scan_videos",
+                        lambda chosen, *_: Videos(videos.split, chosen, videos.found))
 
 
 def children(pid: int | str = "self") -> set[int]:
@@ -64,6 +74,28 @@ def wait_until(happened, seconds: float = 20.0) -> float:
         assert time.monotonic() - began < seconds
         time.sleep(0.01)
     return time.monotonic() - began
+
+
+def dies_at_the_second(job) -> int | VideoError:
+    """In place of counting a video's frames."""
+    if job[0].name == "second.avi":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return _count(job)
+
+
+def test_a_video_that_crashes_the_decoder_is_one_that_cannot_be_used(frames, tmp_path,
+                                                                     monkeypatch):
+    """While the videos of a run are read, where it has workers."""
+    listed = list(frames[0].source.videos[:3])
+    listed[1] = listed[1]._replace(path=tmp_path / "second.avi")
+    monkeypatch.setattr(sources, "_count", dies_at_the_second)
+    source = FrameSource(listed, 5, 2, 0)
+    counts = source.scan(1, skip_bad=True, apart=True)
+    assert counts[0] == frames[0].counts[0] and counts[2] == frames[0].counts[2]
+    assert str(counts[1]) == f"{listed[1].path}: the decoder crashes on it"
+    source.videos = source.videos[1:2]
+    with pytest.raises(VideoError, match="second.avi: the decoder crashes"):
+        source.scan(1, apart=True)
 
 
 def everything(loader, videos):
@@ -293,7 +325,8 @@ def test_a_run_that_is_killed_and_stopped_ends_as_if_it_had_not_been(tiny, train
     assert_same_run(folder, trained)
 
 
-def test_a_run_whose_worker_dies_says_how_to_go_on(tiny, trained, tmp_path, monkeypatch, capsys):
+def test_a_run_whose_worker_dies_says_how_to_go_on(tiny, trained, scanned, tmp_path, monkeypatch,
+                                                   capsys):
     folder = tmp_path / "run"
     load, killed = WorkerLoader.load, []
 
@@ -311,11 +344,11 @@ def test_a_run_whose_worker_dies_says_how_to_go_on(tiny, trained, tmp_path, monk
     assert line.endswith("; to go on from the last checkpoint: python -m recres.train --resume "
                          f"{folder}")
     assert len(read_metrics(folder / "metrics.jsonl", "evaluation")) == 1
-    assert train.main(["--resume", str(folder)]) == 0
+    assert train.main(["--resume", str(folder), "--workers", "0"]) == 0
     assert_same_run(folder, trained)
 
 
-def test_a_rehearsal_ends_its_workers(figures_root):
+def test_a_rehearsal_ends_its_workers(figures_root, scanned):
     chosen = options(figures_root, width=4, workers=1)
     before = children()
     with opened(chosen, Enough(0.0)) as (job, trainer):
