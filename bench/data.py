@@ -7,7 +7,8 @@ A frame is a sampled one, RGB, in memory; the frames that decoding passes over o
 counted. *Whole videos* are all sampled frames of a clip, as a first epoch or an evaluation has
 them. *Chunks* are --context frames of a clip drawn at random, as training has them where memory
 cannot keep all videos: decoding must read all of the clip for them, a store gives these alone.
-*Augmentation* is what a loader does to them: crop, mirror, resize, normalise.
+*Augmentation* is what a loader does to them: crop, mirror, resize, normalise. *Batches* are chunks
+decoded and augmented ahead of training, by as many processes as stand there (`bench.batches`).
 
 Beside ours: OpenCV alone, PyAV and TorchCodec, the last two where they are installed (pip install
 av torchcodec). Before anything is timed, each side's frames are compared with ours: OpenCV's and
@@ -40,6 +41,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from bench import batches
 from bench.cpu import heading
 from recres.commands import Parser, RunFailed, bar, run, say
 from recres.datasets import Video, ucf101
@@ -224,7 +226,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     return [{"group": row.group, "name": row.name, "difference": found,
              "frames_s": median(rates[i]),
              "ratio": median(a / b for a, b in zip(rates[i], rates[first[i]], strict=True))}
-            for i, (row, found) in enumerate(zip(listed_rows, differences, strict=True))]
+            for i, (row, found) in enumerate(zip(listed_rows, differences, strict=True))
+            ] + batches.measure(args, videos, stores["jpeg"], TURNS)
 
 
 def parser() -> Parser:

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import data
+from bench import batches, data
 from recres.commands import RunFailed
 from recres.datasets import Video
 
@@ -19,11 +19,29 @@ def test_every_row_has_a_figure(shared, monkeypatch, capsys):
     entries = json.loads(capsys.readouterr().out)
     names = [f"{entry['group']}: {entry['name']}" for entry in entries]
     for name in ("whole videos: decoded (recres)", "whole videos: decoded (OpenCV alone)",
-                 "whole videos: store, raw", "chunks: store, jpeg"):
+                 "whole videos: store, raw", "chunks: store, jpeg", "batches: videos, 0 workers",
+                 "batches: videos, 2 workers", "batches: store, jpeg, 1 workers"):
         assert name in names
     assert all(entry["frames_s"] > 0 and entry["ratio"] > 0 for entry in entries)
     assert entries[names.index("whole videos: store, raw")]["difference"] == 0
     assert data.main([*arguments[:2], "--clips", "0"]) == 2
+
+
+def test_batches_that_differ_are_not_timed():
+    class Side:
+        in_flight = 1
+
+        def __init__(self, value):
+            self.value = value
+
+        def load(self, chunks, epoch=None, backwards=False):
+            return np.full((len(chunks), 2), self.value, np.float32)
+
+    same, other = {"a": Side(1), "b": Side(1)}, {"a": Side(1), "b": Side(2)}
+    batches.refuse_difference(same, [[1, 2]])
+    with pytest.raises(RunFailed, match="batches: b: other bits than a"):
+        batches.refuse_difference(other, [[1, 2]])
+    assert [entry["name"] for entry in batches.time_all(same, [[1, 2]], 2)] == ["a", "b"]
 
 
 def test_sides_that_disagree_are_not_timed(tmp_path):

@@ -37,6 +37,18 @@ def test_a_run_from_before_an_option_gets_its_default():
     assert older.to_json() == values | {"threads": older.threads}
 
 
+def test_workers_are_for_the_gpu_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(config, "require_cuda", lambda device: None)
+    cores = tensorlite.get_num_threads()
+    assert config.resolve({}).workers == 0 and config.resolve({"workers": 3}).workers == 3
+    assert config.resolve({"device": "cuda"}).workers == min(8, cores)
+    assert config.resolve({"device": "cuda:1", "workers": 0}).workers == 0
+    assert config.cuda_workers(10**6) == 1
+    values = config.resolve({"device": "cuda"}).to_json()
+    del values["workers"]
+    assert Config.from_json(values, "x").workers == 0  # what runs from before the option did
+
+
 @pytest.mark.parametrize("missing", ["lr", "seed", "data"])
 def test_options_that_every_run_has_must_be_there(missing):
     values = config.resolve({}).to_json()
