@@ -44,8 +44,8 @@ class Estimate:
     measured: updates that the time of one comes from; waited: their share that was spent waiting
     for data. reading: of the videos, features: making those that are kept, epoch: training alone,
     evaluation: on held-out videos, an epoch, test: at the end; checkpoints are written beside it.
-    memory: of the process at its peak; gpu: of the device, None on the CPU. disk: in the run's
-    folder and the store.
+    memory: of the process and its workers at their peaks; gpu: of the device, None on the CPU.
+    disk: in the run's folder and the store.
     """
 
     epochs: float
@@ -147,7 +147,10 @@ def opened(options: Config, interrupts: Interrupts, few: bool = False
               contextlib.closing(Rehearsal(run, options, interrupts, few)) as job):
             trainer, _, job.store = job.open()
             trainer.guard.dumps = False
-            yield job, trainer
+            try:
+                yield job, trainer
+            finally:
+                trainer.checkpoints.close()  # what is being written goes before its folder does
 
 
 def some_videos(videos: Videos, chunks: int) -> Videos:
@@ -212,7 +215,8 @@ def rehearse(options: Config, log: Callable[[str], object], seconds: float = SEC
             features=job.features, epoch=chunk * counts["train"],
             evaluation=evaluated * counts["holdout"],
             test=evaluated * chunks_to_assess(job.whole, "test"),
-            memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            + (job.workers.peak_bytes if job.workers is not None else 0),
             gpu=_gpu_bytes(options.device),
             # (for a moment there is one checkpoint more; and the best model)
             disk=(options.keep + 2) * checkpoint + job.missing)

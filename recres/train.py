@@ -178,7 +178,7 @@ class Job:
                  source: FrameSource | None = None, processes: Processes | None = None) -> None:
         self.run, self.config, self.interrupts, self.log = run, run.config, interrupts, log
         self.source, self.processes = source, processes or Processes()
-        self._workers: WorkerLoader | None = None
+        self.workers: WorkerLoader | None = None
         if self.processes.size > 1 and self.config.device == "cuda":
             self.config = replace(self.config, device=f"cuda:{self.processes.local_rank}")
 
@@ -200,8 +200,8 @@ class Job:
 
     def close(self) -> None:
         """End the processes that load, if there are any."""
-        if self._workers is not None:
-            self._workers.close()
+        if self.workers is not None:
+            self.workers.close()
 
     def videos(self) -> Videos:
         """The videos to work with."""
@@ -254,8 +254,8 @@ class Job:
         """What loads the frames themselves: processes, if the options say so."""
         if self.config.workers == 0:
             return frames
-        self._workers = WorkerLoader(frames, self.config.workers, self.config.batch)
-        return self._workers
+        self.workers = WorkerLoader(frames, self.config.workers, self.config.batch)
+        return self.workers
 
     def _begin(self, network: VideoResNet, model: nn.Module) -> None:
         """Load what the run starts from: its newest checkpoint or, before there is one, weights."""

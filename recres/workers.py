@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,17 @@ class WorkerLoader:
     def arguments(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """See `Loader`."""
         return self.frames.arguments(chunks)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory that the workers have had at their peaks, together; 0 where nothing says it."""
+        total = 0
+        for worker in self._workers:
+            with contextlib.suppress(OSError):
+                text = Path(f"/proc/{worker.process.pid}/status").read_text()
+                total += sum(int(line.split()[1]) * 1024 for line in text.splitlines()
+                             if line.startswith("VmHWM:"))
+        return total
 
     def _check(self) -> None:
         if self._error is not None:
