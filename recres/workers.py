@@ -39,7 +39,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class WorkerDied(RunFailed):
-    """A worker has ended; the message is one line and names the file that it was at."""
+    """A worker has ended; the message is one line and names the file that it held."""
 
 
 class _Load:
@@ -211,7 +211,7 @@ class WorkerLoader:
         if worker.sent:
             _, _, (chunk, *_) = next(iter(worker.sent.values()))
             at = str(self.frames.source.videos[chunk.video].path)
-        return WorkerDied(f"loader process {worker.process.pid} {how}; it was at {at}")
+        return WorkerDied(f"loader process {worker.process.pid} {how}; it held {at}")
 
     def _end(self) -> None:
         """End all workers, and all calls that wait for them."""

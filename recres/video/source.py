@@ -139,7 +139,7 @@ class FrameSource:
 
     @cached_property
     def _fits(self) -> bool:
-        """Whether the frames of all videos, from the store, have room in memory."""
+        """Whether the frames of all videos asked for, from the store, have room in memory."""
         return self.store is not None and self.store.decoded_bytes(self._asked) <= self.max_bytes
 
     def _get(self, key: tuple[int, bool]) -> np.ndarray:

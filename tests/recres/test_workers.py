@@ -231,7 +231,7 @@ def test_a_worker_that_dies_is_told_with_its_file_and_ends_all(frames, figures_r
         assert time.monotonic() - began < 2
         assert len(set(failed)) == 1 and len(failed) == 3
         assert failed[0] == (f"loader process {process.pid} was killed by signal 9 (SIGKILL); it "
-                             f"was at {slow}")
+                             f"held {slow}")
         with pytest.raises(WorkerDied, match="SIGKILL"):
             loader.load(others)
         wait_until(lambda: not any(worker.process.is_alive() for worker in loader._workers), 2)
@@ -247,7 +247,8 @@ def test_an_error_while_starting_leaves_no_process(frames, monkeypatch):
         raise BrokenPipeError
 
     before = children()
-    for send, error, text in ((fails, OSError, "^no$"), (dies, WorkerDied, "SIGKILL.*at no file")):
+    for send, error, text in ((fails, OSError, "^no$"),
+                              (dies, WorkerDied, "SIGKILL.*held no file")):
         monkeypatch.setattr(workers.reduction, "send_handle", send)
         with pytest.raises(error, match=text):
             WorkerLoader(frames[1], 2, 12)
@@ -341,7 +342,7 @@ def test_a_run_whose_worker_dies_says_how_to_go_on(tiny, trained, scanned, tmp_p
     assert train.main(["--out", str(folder), *tiny, "--workers", "1"]) == 1
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"error: loader process {killed[0]} was killed by signal 9 (SIGKILL); "
-                           "it was at ")
+                           "it held ")
     assert line.endswith("; to go on from the last checkpoint: python -m recres.train --resume "
                          f"{folder}")
     assert len(read_metrics(folder / "metrics.jsonl", "evaluation")) == 1
