@@ -18,17 +18,36 @@ ON_CUDA = (2, 13)  # DLPack's numbers of memory on a CUDA device, and of memory 
 def as_array(data: Any, keep_double: bool = False) -> Array:
     """`data` as a NumPy or CuPy array: itself, its memory (of what has ``__dlpack__``), or a copy.
 
-    keep_double: Python floats become float64, not float32. TypeError for what cannot be shared;
-    whether there are numbers in the array is for the caller to look at.
+    Of an array whose class gives `*` another meaning (`numpy.matrix`) or is a file's
+    (`numpy.memmap`) it is the plain array. keep_double: Python floats become float64, not float32.
+    TypeError for what cannot be shared, or would lose its mask; whether there are numbers in the
+    array is for the caller to look at.
     """
-    if isinstance(data, np.ndarray) or is_on_gpu(data):
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("data: a masked array, expected one without a mask (`filled` makes it)")
+    if isinstance(data, np.ndarray):
+        return data if type(data) is np.ndarray else np.asarray(data)
+    if is_on_gpu(data):
         return data
     if hasattr(data, "__dlpack__"):
         return _shared(data)
     if not hasattr(data, "dtype"):
         data = np.asarray(data)
         return data.astype(np.float32) if data.dtype == np.float64 and not keep_double else data
-    return np.asarray(data) if isinstance(data, np.generic) else data
+    return np.asarray(data) if hasattr(data, "__array__") else data
+
+
+def exported(array: Array, copy: bool | None = None, **options: Any) -> Any:
+    """`array` as a capsule of DLPack; `options` and errors as of its own ``__dlpack__``.
+
+    BufferError where its strides are negative, unless `copy`: PyTorch ends the process on those.
+    """
+    if any(step < 0 and n > 1 for n, step in zip(array.shape, array.strides, strict=True)):
+        if not copy:
+            raise BufferError(f"a tensor of shape {array.shape} runs backwards in memory (strides "
+                              f"{array.strides}), which not every library can share; copy it first")
+        array, copy = array.copy(), None  # in order; the capsule keeps it
+    return array.__dlpack__(**options if copy is None else {"copy": copy, **options})
 
 
 def _shared(data: Any) -> Array:
@@ -37,7 +56,7 @@ def _shared(data: Any) -> Array:
         if kind in ON_CUDA:
             return require_cuda(f"cuda:{number}").from_dlpack(data)
         return np.from_dlpack(data)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         made = f"{type(data).__module__}.{type(data).__qualname__}"
         raise TypeError(f"data: the memory of a {made} of dtype {getattr(data, 'dtype', None)} "
                         f"cannot be shared: {' '.join(str(error).split())}") from None

@@ -12,6 +12,7 @@ import numpy as np
 import tensorlite
 
 from .device import parse_device
+from .exchange import exported
 
 if TYPE_CHECKING:
     from .tensor import Tensor
@@ -73,7 +74,7 @@ class Operators:
     # device; how it came about is not handed on. A write to it from outside is a write in place.
 
     def __dlpack__(self: Any, **options: Any) -> Any:
-        return self.data.__dlpack__(**options)
+        return exported(self.data, **options)
 
     def __dlpack_device__(self: Any) -> tuple[int, int]:
         return self.data.__dlpack_device__()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -111,6 +113,106 @@ def test_a_write_through_what_was_handed_out_is_found_before_backward():
         loss.backward()
 
 
+def test_no_device_is_an_error_of_one_line():
+    class NoDevice:
+        def __dlpack__(self, **options):
+            raise AssertionError("never asked for")
+
+    with pytest.raises(TypeError, match="cannot be shared: .*__dlpack_device__"):
+        Tensor(NoDevice())
+
+
+class Described:
+    """An array of a library without DLPack: NumPy's dtype, and ``__array__`` to get at it."""
+
+    dtype, ndim, shape = np.dtype(np.float64), 1, (3,)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.arange(3.0)
+
+
+def test_what_has_a_dtype_but_is_no_array_becomes_one():
+    tensor = Tensor(Described())
+    assert type(tensor.data) is np.ndarray and tensor.data.tolist() == [0, 1, 2]
+
+
+class Matrix(np.ndarray):
+    """As `numpy.matrix`, which warns that it is not to be used."""
+
+    def __mul__(self, other):
+        return self @ other
+
+
+def test_subclasses_of_arrays_become_plain_ones_of_the_same_memory(tmp_path):
+    matrix = np.array([[1.0, 2.0], [3.0, 4.0]]).view(Matrix)
+    tensor = Tensor(matrix)
+    assert type(tensor.data) is np.ndarray and np.shares_memory(tensor.data, matrix)
+    assert (tensor * tensor).data.tolist() == [[1, 4], [9, 16]]
+    np.save(tmp_path / "file.npy", np.arange(4.0))
+    mapped = np.load(tmp_path / "file.npy", mmap_mode="r")
+    assert np.shares_memory(Tensor(mapped).data, mapped)
+    with pytest.raises(TypeError, match="data: a masked array, expected one without a mask"):
+        Tensor(np.ma.array([1.0, 2.0], mask=[False, True]))
+
+
+BACKWARDS = (np.s_[::-1], np.s_[:, ::-1], np.s_[::-2, ::-1])
+
+
+@pytest.mark.parametrize("key", BACKWARDS)
+def test_what_runs_backwards_in_memory_is_not_shared_but_copied(key):
+    tensor = Tensor(np.arange(12.0).reshape(3, 4)[key])
+    with pytest.raises(BufferError, match=r"runs backwards in memory .* copy it first$"):
+        np.from_dlpack(tensor)
+    assert np.from_dlpack(tensor, copy=True).tolist() == tensor.data.tolist()
+    assert np.shares_memory(np.asarray(tensor), tensor.data)
+
+
+def test_one_element_has_no_direction():
+    assert np.from_dlpack(Tensor(np.arange(4.0)[:1][::-1])).tolist() == [0]
+
+
+@pytest.mark.parametrize("array", [np.array(3.0), np.zeros((0, 3)), np.zeros((2, 0), np.int64),
+                                   np.array(True)], ids=str)
+def test_no_axes_or_no_elements(array):
+    for tensor in (Tensor(array), Tensor(np.from_dlpack(Tensor(array)))):
+        assert tensor.shape == array.shape and tensor.dtype == array.dtype
+        assert np.array_equal(np.from_dlpack(tensor), array)
+
+
+def test_a_read_only_array_stays_read_only():
+    array = np.arange(4.0)
+    array.flags.writeable = False
+    theirs = np.from_dlpack(Tensor(array))
+    assert np.shares_memory(theirs, array) and not theirs.flags.writeable
+    with pytest.raises(BufferError, match="readonly"):
+        Tensor(array).__dlpack__()  # of an old consumer, which could not be told
+
+
+def test_the_keyword_arguments_of_dlpack():
+    tensor = Tensor(np.arange(4.0))
+    assert "versioned" in repr(tensor.__dlpack__(max_version=(1, 0)))
+    assert "versioned" not in repr(tensor.__dlpack__())
+    assert np.shares_memory(np.from_dlpack(tensor, device="cpu", copy=False), tensor.data)
+    assert not np.shares_memory(np.from_dlpack(tensor, copy=True), tensor.data)
+    with pytest.raises(BufferError, match="device"):
+        tensor.__dlpack__(dl_device=(2, 0))
+    with pytest.raises(TypeError, match="positional"):
+        tensor.__dlpack__(None)
+
+
+@pytest.mark.parametrize("take", [np.from_dlpack, np.asarray], ids=["dlpack", "array"])
+def test_the_memory_outlives_the_tensor(take):
+    array = np.full(1000, 7.0)
+    alive = weakref.ref(array)
+    taken = take(Tensor(array))
+    del array
+    gc.collect()
+    assert alive() is not None and taken.tolist() == [7] * 1000
+    del taken
+    gc.collect()
+    assert alive() is None  # and not longer than it must
+
+
 class TestTorch:
     """With PyTorch itself."""
 
@@ -133,6 +235,30 @@ class TestTorch:
         ours = Tensor(torch.full((1000,), 3.0))
         others = [torch.zeros(1000) for _ in range(20)]  # which take what has been freed
         assert ours.data.tolist() == [3.0] * 1000 and len(others) == 20
+
+    def test_the_torch_tensor_outlives_ours(self, torch):
+        array = np.full(1000, 7.0)
+        alive = weakref.ref(array)
+        theirs = torch.from_dlpack(Tensor(array))
+        del array
+        gc.collect()
+        assert alive() is not None and theirs.tolist() == [7] * 1000
+        del theirs
+        gc.collect()
+        assert alive() is None
+
+    @pytest.mark.parametrize("key", BACKWARDS)
+    def test_what_runs_backwards_does_not_end_the_process(self, torch, key):
+        tensor = Tensor(np.arange(12.0).reshape(3, 4)[key])
+        with pytest.raises(BufferError, match="runs backwards in memory"):
+            torch.from_dlpack(tensor)
+        assert torch.from_dlpack(tensor, copy=True).tolist() == tensor.data.tolist()
+
+    @pytest.mark.parametrize("array", [np.array(3.0), np.zeros((0, 3)), np.array(True)], ids=str)
+    def test_no_axes_or_no_elements(self, torch, array):
+        theirs = torch.from_dlpack(Tensor(array))
+        assert tuple(theirs.shape) == array.shape and np.array_equal(theirs.numpy(), array)
+        assert Tensor(theirs).shape == array.shape
 
     def test_strides_are_kept(self, torch):
         theirs = torch.arange(12.0).reshape(3, 4).T[::2]
