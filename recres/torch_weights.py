@@ -6,7 +6,9 @@ The way back is in `models/weights.py`. A temporal skip, which torchvision has n
 
 from __future__ import annotations
 
+import io
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import numpy as np
 
 from recres.errors import InputError
 from recres.models import ResNet
-from tensorlite.io import replacing, save_safetensors, to_oi, to_oihw
+from tensorlite.io import save_safetensors, to_oi, to_oihw, write_bytes
+from tensorlite.io.torch_pickle import ABOUT
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -43,8 +46,13 @@ def torch_state(model: ResNet) -> dict[str, np.ndarray]:
 
 
 def save_torch(path: Path, state: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
-    """Write a state_dict as .safetensors, with `about` as its metadata, or, with PyTorch's own
-    `torch.save`, as .pth. InputError for another suffix, or .pth without PyTorch."""
+    """Write a state_dict as .safetensors or, with PyTorch's own `torch.save`, as .pth; `about` is
+    its metadata. InputError for another suffix, or .pth without PyTorch.
+
+    A .pth has it in the attribute that PyTorch gives its state_dicts, `_metadata`, where
+    `load_state_dict` passes it over: without it v1 would be read back as v1.5, and "caffe" input as
+    "torch", and the network would compute nonsense.
+    """
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         save_safetensors(path, state, about)
@@ -56,5 +64,8 @@ def save_torch(path: Path, state: Mapping[str, np.ndarray], about: Mapping[str, 
     except ImportError:
         raise InputError(f"{path}: only PyTorch writes {suffix}, and it is not installed; "
                          ".safetensors needs nothing more") from None
-    with replacing(path) as beside:
-        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, beside)
+    tensors = OrderedDict((name, torch.from_numpy(array)) for name, array in state.items())
+    tensors._metadata = {"": {ABOUT: dict(about)}}  # type: ignore[attr-defined]
+    written = io.BytesIO()  # where a disk is full, torch.save's own error does not say so
+    torch.save(tensors, written)
+    write_bytes(path, written.getbuffer())

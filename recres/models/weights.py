@@ -152,6 +152,8 @@ def load_pretrained(
         io.check_file_hash(path)
         if path.suffix.lower() == ".safetensors":
             arrays, metadata = io.load_safetensors(path)
+        elif path.suffix.lower() in (".pth", ".pt"):
+            arrays, metadata = io.load_pth(path)
         else:
             arrays, metadata = io.load_arrays(path), {}
     except (io.FormatError, ImportError) as error:

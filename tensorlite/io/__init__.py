@@ -30,6 +30,7 @@ __all__ = [
     "from_oihw",
     "load_arrays",
     "load_npz",
+    "load_pth",
     "load_safetensors",
     "one_line",
     "save_safetensors",
@@ -95,6 +96,13 @@ def load_arrays(path: str | os.PathLike[str]) -> Arrays:
     if suffix not in (".pth", ".pt"):
         known = ".safetensors, .npz, .pth, .pt or .h5"
         raise FormatError(f"{path}: suffix {suffix!r}, expected {known}")
+    return load_pth(path)[0]
+
+
+def load_pth(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
+    """Read a .pth file as `load_arrays` does: (arrays by name, metadata). Of metadata there is what
+    `recres.export` wrote, see `torch_pickle.read`. Raises FormatError."""
+    path = Path(path)
     with _one_line(path):
         return torch_pickle.read(path.read_bytes())
 
@@ -149,9 +157,14 @@ def save_safetensors(
             raise TypeError(f"arrays[{name!r}]: dtype {array.dtype}, expected float, int or bool")
         # safetensors writes the memory as it lies, whatever the strides say
         tidy[name] = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    # (save_file would deny everyone else to read it)
+    write_bytes(path, safetensors.numpy.save(tidy, dict(metadata) if metadata else None))
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file, which appears whole or not at all, and is on disk."""
     with replacing(path) as beside, beside.open("wb") as file:
-        # save_file would deny everyone else to read it
-        file.write(safetensors.numpy.save(tidy, dict(metadata) if metadata else None))
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     flush_folder(path.parent)

@@ -26,6 +26,7 @@ from tensorlite.io.archive import open_archive, read_member
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MAX_DIMENSIONS = 32
+ABOUT = "about"  # under which key a state dict's metadata says what the network is
 # Larger integers can be chosen to have one hash, and a dict of these takes quadratic time.
 _MOST_KEY = 2**60
 _STORAGES = {
@@ -107,8 +108,15 @@ _FETCH = {"GET", "BINGET", "LONG_BINGET"}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
-def read(data: bytes) -> dict[str, np.ndarray]:
-    """The tensors of a .pth file's state dict, by name, as views of its storages.
+class _Dict(dict[Any, Any]):
+    """An OrderedDict, and the attributes that the pickle gives it."""
+
+    attributes: Any = None
+
+
+def read(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors of a .pth file's state dict, by name, as views of its storages; and what it says
+    of itself: the texts by name that are `_metadata[""][ABOUT]` of the state dict.
 
     A checkpoint that nests its state dict is accepted, and "module." before every name
     (DataParallel) is dropped. Raises ValueError, or whatever damaged bytes make zipfile raise.
@@ -121,7 +129,16 @@ def read(data: bytes) -> dict[str, np.ndarray]:
         if tensor.storage not in storages:
             storages[tensor.storage] = storage_bytes(tensor.storage)
         arrays[name] = _view(name, tensor, storages[tensor.storage])
-    return arrays
+    return arrays, _about(root)
+
+
+def _about(root: Any) -> dict[str, str]:
+    """The texts in the state dict at the top; none where they are not what they should be."""
+    found = root.attributes if isinstance(root, _Dict) else None
+    for key in ("_metadata", "", ABOUT):
+        found = found.get(key) if isinstance(found, dict) else None
+    return {key: value for key, value in found.items()
+            if isinstance(key, str) and isinstance(value, str)} if isinstance(found, dict) else {}
 
 
 def decode(data: bytes, kind: str) -> np.ndarray:
@@ -260,9 +277,11 @@ def _interpret(stream: io.BytesIO, used: dict[str, _Storage] | None = None) -> A
             case "REDUCE" | "NEWOBJ":
                 arguments, function = _as(tuple, stack.pop()), _as(_Global, stack.pop())
                 stack.append(_rebuild(function.name, arguments))
-            case "BUILD":  # attributes, as OrderedDict's _metadata: not kept
-                stack.pop()
-                if not isinstance(stack[-1], dict):
+            case "BUILD":  # attributes, as OrderedDict's _metadata
+                attributes = stack.pop()
+                if isinstance(stack[-1], _Dict):
+                    stack[-1].attributes = attributes
+                elif not isinstance(stack[-1], dict):
                     _as(_Ignored, stack[-1])
             case "BINPERSID":
                 storage = _storage(_as(tuple, stack.pop()))
@@ -295,7 +314,7 @@ def _rebuild(name: str, arguments: tuple[Any, ...]) -> Any:
     if name == "torch.Size" and len(arguments) == 1:
         return _as(tuple, arguments[0])
     if name == "collections.OrderedDict":
-        ordered: dict[Any, Any] = {}
+        ordered = _Dict()
         if arguments:  # from Python 2: one list of [key, value]
             pairs = _as(list, arguments[0])
             for pair in pairs:

@@ -309,8 +309,6 @@ def test_weights_come_back(tmp_path: Path, depth, version, suffix):
     """Under PyTorch's names, temporal convolutions included, into another network."""
     if suffix == ".pth":
         pytest.importorskip("torch")
-        if version == "v1":
-            pytest.skip("a .pth does not say that it is v1")
     options = {"classes": 3, "skip": "conv", "context": 3, "width": 4, "version": version}
     model = ready(recurrent_resnet(depth, rng=1, **options))
     path = tmp_path / f"model{suffix}"
@@ -318,9 +316,21 @@ def test_weights_come_back(tmp_path: Path, depth, version, suffix):
     other = recurrent_resnet(depth, rng=2, **options)
     report = load_pretrained(other, path, log=str)
     assert not report.initialised
-    assert report.input_convention == ("torch" if suffix == ".pth" else "caffe")
+    assert (report.version, report.input_convention) == (version, "caffe")
     for name, array in model.state_dict().items():
         assert np.array_equal(other.state_dict()[name], array), name
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_of_one_version_do_not_get_into_the_other(tmp_path: Path, suffix):
+    if suffix == ".pth":
+        pytest.importorskip("torch")
+    path = tmp_path / f"model{suffix}"
+    model = recurrent_resnet(50, classes=3, skip="none", width=4, rng=1)
+    save_torch(path, torch_state(model), {"version": "v1", "input_convention": "torch"})
+    other = recurrent_resnet(50, classes=3, skip="none", width=4, version="v1.5")
+    with pytest.raises(InputError, match="weights of ResNet v1 for a model of version 'v1.5'"):
+        load_pretrained(other, path, log=str)
 
 
 def test_the_command_for_weights(trained: Path, tmp_path: Path, capsys):
@@ -402,7 +412,7 @@ def test_a_network_of_torchvision_loads_every_array_and_says_the_same(tmp_path: 
                                    version="v1.5"))
     theirs = torchvision_resnet(torch, depth, 4, 3)
     path = tmp_path / "model.pth"
-    save_torch(path, torch_state(model), {})
+    save_torch(path, torch_state(model), {"version": "v1.5", "input_convention": "torch"})
     theirs.load_state_dict(torch.load(path, weights_only=True), strict=True)
     assert set(load_arrays(path)) == set(theirs.state_dict())
     chunks = video(model, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import io
 import json
@@ -332,6 +333,20 @@ def test_pth_from_python_2(tmp_path):
     body = b"ccollections\nOrderedDict\n" + tuple_of(pairs) + b"R"
     loaded = tio.load_arrays(saved(tmp_path, legacy(program(body), {"0": np.float32([1, 2])})))
     np.testing.assert_array_equal(loaded["w"], [1, 2])
+
+
+@pytest.mark.parametrize(("metadata", "said"), [
+    ({"": {"about": {"version": "v1"}}}, {"version": "v1"}),
+    ({"": {"about": {"version": "v1", "depth": 50, 7: "seven"}}}, {"version": "v1"}),
+    ({"": {"about": "v1"}}, {}), ({"": [1]}, {}), ({"": {"version": 1}}, {}), ("v1", {}),
+])
+def test_what_a_pth_says_of_itself(tmp_path, metadata, said):
+    torch = pytest.importorskip("torch")
+    state = collections.OrderedDict(w=torch.ones(2))
+    state._metadata = metadata
+    torch.save(state, tmp_path / "a.pth")
+    arrays, about = tio.load_pth(tmp_path / "a.pth")
+    assert list(arrays) == ["w"] and about == said
 
 
 def hostile(trace: Path) -> dict[str, tuple[bytes, str]]:
