@@ -3,17 +3,20 @@
 FILE.onnx is the trained network as an ONNX model, for whole chunks or, with --stream, for one frame
 after the other. It is run in ONNX Runtime on real frames of the run's test videos, and only one
 that says what the network says is written. FILE.safetensors or .pth are its weights under PyTorch's
-names.
+names. A file of that name is replaced, but no file that a run is made of.
+
+Either says of itself, as metadata, its classes and what is to be done to a video's frames before
+the network sees them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,16 @@ from recres.models.streaming import Stream
 from recres.onnx import require
 from recres.onnx.graph import LEAST_OPSET
 from recres.onnx.networks import chunk_model, stream_model
-from recres.onnx.session import Agreement, Session, compare
+from recres.onnx.session import Agreement, Session, compare, runnable_opset
 from recres.runs import Run
 from recres.torch_weights import SUFFIXES, save_torch, torch_state
 from recres.video.sample import segment_indices
-from tensorlite.io import replacing
+from tensorlite.io import write_bytes
 
 STREAMED = 16  # windows of each video that a streaming model is checked on, at most
-OF_THE_MACHINE = ("root", "frames", "weights", "store", "threads", "device", "precision")
+SIDE_BY_SIDE = 8  # videos that go through it at once
+OF_A_RUN = re.compile(r"(best|checkpoint(-\d+)?|nonfinite-.*)\.safetensors")  # see `recres.runs`
+OF_THE_MACHINE = ("root", "frames", "weights", "store", "threads", "device", "precision", "workers")
 
 
 def parser() -> commands.Parser:
@@ -51,7 +56,8 @@ def parser() -> commands.Parser:
     result.add_argument("--stream", action="store_true", help="the form for live video: one frame "
                         "and states in, logits of the chunk that ends with it and new states out")
     result.add_argument("--opset", metavar="N", type=int, help="of ONNX's operators, at least "
-                        f"{LEAST_OPSET} (default: the newest that the installed onnx knows)")
+                        f"{LEAST_OPSET} (default: the newest that the installed onnx knows, and "
+                        "onnxruntime runs)")
     result.add_argument("--check", metavar="N", type=int, default=8, help="compare with ONNX "
                         "Runtime on so many test videos; 0: on none (default: 8)")
     add_overrides(result, without=("device", "precision"))
@@ -75,8 +81,16 @@ def _export(args: argparse.Namespace) -> int:
         raise InputError(f"--check {args.check}: expected at least 0")
     if not args.file.absolute().parent.is_dir():
         raise InputError(f"{args.file.parent}: no such folder")
+    if args.file.is_dir():
+        raise InputError(f"{args.file}: is a folder, expected the name of a file")
+    if OF_A_RUN.fullmatch(args.file.name) and (args.file.parent / "config.json").is_file():
+        raise InputError(f"{args.file}: the name of a file that the run there is made of, expected "
+                         "another")
     run = Run.open(args.run)
     options = override(run.config, args)
+    if options.weights and args.file.exists() and args.file.resolve() == \
+            Path(options.weights).resolve():
+        raise InputError(f"{args.file}: the run's --weights, which it started from")
     if options.features:
         raise InputError(f"{run.path}: a model of features of whole videos; recres.export needs a "
                          "network of frames")
@@ -102,9 +116,24 @@ def _about(options: Config, classes: Sequence[str], convention: str) -> dict[str
         "flow": "x and y of successive fields in turn, pixels a frame"}
     return {"classes": json.dumps(list(classes), ensure_ascii=False),
             "input_convention": convention, "normalisation": described[convention],
+            "frames": _frames(options), "view": "the square in the middle of a frame, its side "
+            f"224/256 of the frame's shorter one, resized to {options.image_size} x "
+            f"{options.image_size} (by area where that is smaller, else linearly)",
             "version": options.version, "frame_step": str(options.frame_step),
             "options": json.dumps({name: value for name, value in options.to_json().items()
                                    if name not in OF_THE_MACHINE}, ensure_ascii=False)}
+
+
+def _frames(options: Config) -> str:
+    """What of a video is a chunk, in words."""
+    step, context = options.frame_step, options.context
+    if options.input == "dynamic":
+        return "one dynamic image (approximate rank pooling) of the whole video"
+    which = (f"the middle ones of {context} equal parts of the video" if
+             options.sampling == "segments" else f"{context} successive ones")
+    what = (f"; of each the {options.flow_length} fields of optical flow that begin there" if
+            options.input == "flow" else "")
+    return f"every frame whose number can be divided by {step}, and of these {which}{what}"
 
 
 def _export_weights(path: Path, model: VideoResNet, about: dict[str, str]) -> None:
@@ -120,7 +149,8 @@ def _export_weights(path: Path, model: VideoResNet, about: dict[str, str]) -> No
 def _export_onnx(args: argparse.Namespace, run: Run, options: Config, model: VideoResNet,
                  about: dict[str, str]) -> None:
     make = stream_model if args.stream else chunk_model
-    proto = make(model, options.image_size, about, args.opset)
+    opset = runnable_opset() if args.opset is None and args.check else args.opset
+    proto = make(model, options.image_size, about, opset)
     require("onnx").checker.check_model(proto, full_check=True)
     data = proto.SerializeToString()
     checked = "no: --check 0"
@@ -132,14 +162,7 @@ def _export_onnx(args: argparse.Namespace, run: Run, options: Config, model: Vid
         pairs = examine(model, session, loader, videos, args.check)
         ours, theirs = (np.concatenate(part) for part in zip(*pairs, strict=True))
         checked = _judge(args.file, session, compare(ours, theirs))
-
-    def write() -> None:
-        with replacing(args.file) as beside, beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-    _written(args.file, write)
+    _written(args.file, lambda: write_bytes(args.file, data))
     opset, shape = proto.opset_import[0].version, _shape(proto.graph.input[0])
     form = (f"one frame {shape}, states: {len(proto.graph.input) - 1}" if args.stream else
             f"chunks {shape}")
@@ -151,7 +174,7 @@ def _export_onnx(args: argparse.Namespace, run: Run, options: Config, model: Vid
 def _check_chunks(model: VideoResNet, session: Session, loader: FrameLoader, videos: Videos,
                   count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Our logits and ONNX Runtime's of the middle chunks of `count` test videos, evenly spread."""
-    chunks = [_middle(videos, place) for place in _spread(videos, count)]
+    chunks = _middles(videos, _spread(videos, count))
     with commands.bar("checking", "chunk", len(chunks)) as shown:
         for i in range(0, len(chunks), CHUNKS_AT_ONCE):
             inputs = loader.load(chunks[i : i + CHUNKS_AT_ONCE])
@@ -161,18 +184,23 @@ def _check_chunks(model: VideoResNet, session: Session, loader: FrameLoader, vid
 
 def _check_stream(model: VideoResNet, session: Session, loader: FrameLoader, videos: Videos,
                   count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same of the windows along the beginnings of test videos, frame by frame."""
+    """The same of the windows along the beginnings of test videos, frame by frame; videos with as
+    many frames go side by side."""
     stream, places = Stream(model), _spread(videos, count)
+    lengths = {place: min(videos.counts[place], model.context - 1 + STREAMED) for place in places}
     with commands.bar("checking", "video", len(places)) as shown:
-        for place in places:
-            stream.reset()
-            session.reset()
-            frames = next(loader.fixed(place))
-            for frame in islice(frames, model.context - 1 + STREAMED):
-                ours, theirs = stream.push(frame), session.push(frame[None])
-                if ours is not None:
-                    yield ours.numpy(), theirs
-            shown.update()
+        for length, found in groupby(sorted(places, key=lengths.__getitem__), lengths.get):
+            alike = list(found)
+            for i in range(0, len(alike), SIDE_BY_SIDE):
+                group = alike[i : i + SIDE_BY_SIDE]
+                stream.reset()
+                session.reset()
+                frames = np.stack([next(loader.fixed(place))[:length] for place in group], axis=1)
+                for frame in frames:  # (videos, H, W, C)
+                    ours, theirs = stream.push(frame), session.push(frame)
+                    if ours is not None:
+                        yield ours.numpy(), theirs
+                shown.update(len(group))
 
 
 def _spread(videos: Videos, count: int) -> list[int]:
@@ -181,16 +209,18 @@ def _spread(videos: Videos, count: int) -> list[int]:
     return [places[i] for i in segment_indices(len(places), min(count, len(places)))]
 
 
-def _middle(videos: Videos, place: int) -> Chunk:
-    """The chunk in the middle of a video."""
-    chunks = [chunk for chunk in videos.chunks("test") if chunk.video == place]
-    return chunks[len(chunks) // 2]
+def _middles(videos: Videos, places: Sequence[int]) -> list[Chunk]:
+    """The chunks in the middle of test videos."""
+    chunks = {video: list(found) for video, found in
+              groupby(videos.chunks("test"), lambda chunk: chunk.video)}
+    return [chunks[place][len(chunks[place]) // 2] for place in places]
 
 
 def _judge(path: Path, session: Session, found: Agreement) -> str:
     """What the comparison found, in words; RunFailed where the model is not the network."""
     text = (f"ONNX Runtime {session.version} on {found.n} chunks of test videos: logits equal to "
-            f"{found.error:.1e}, the same class on {found.same}")
+            f"{found.error:.1e}, the largest being {found.largest:.3g}, the same class on "
+            f"{found.same}")
     if not found:
         raise RunFailed(f"{path}: not written, the model is not the network: {text}")
     return text

@@ -14,6 +14,7 @@ import tensorlite
 from recres.errors import InputError
 from recres.onnx import require
 
+MOST_BYTES = 2**31 - 2**20  # a file of protobuf has less than 2 GiB; some of it is the graph
 LEAST_OPSET = 18  # of earlier ones ReduceMean takes its axes in another way
 
 
@@ -50,7 +51,10 @@ class Graph:
     def constant(self, name: str, array: np.ndarray) -> str:
         """A constant; of equal ones under one name there is one."""
         if name not in self._constants:
-            self._constants[self._unique(name)] = array
+            if name in self._names:
+                raise ValueError(f"name: {name!r} is no constant")
+            self._names.add(name)
+            self._constants[name] = array
         elif not np.array_equal(self._constants[name], array):
             raise ValueError(f"name: there is another constant {name!r}")
         return name
@@ -84,7 +88,12 @@ class Graph:
         return self.node("Gather", name, x, self.integers(*places), axis=1)
 
     def model(self, name: str, about: Mapping[str, str]) -> Any:
-        """The whole as an `onnx.ModelProto`; `about` becomes its metadata."""
+        """The whole as an `onnx.ModelProto`; `about` becomes its metadata. InputError where it has
+        more weights than one file can hold."""
+        size = sum(array.nbytes for array in self._constants.values())
+        if size > MOST_BYTES:
+            raise InputError(f"{size / 1e9:.1f} GB of weights, and an ONNX file holds 2 GB; "
+                             ".safetensors holds them alone")
         helper = self._onnx.helper
         constants = [self._onnx.numpy_helper.from_array(array, key)
                      for key, array in self._constants.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 import tensorlite
 from recres.errors import InputError
 from recres.onnx import require
+from recres.onnx.graph import LEAST_OPSET, Graph, newest_opset
 from recres.onnx.networks import NEXT, STATE
 
 TOLERANCE = 1e-4  # of logits, over the largest of them where that is more than one
@@ -55,19 +57,34 @@ class Session:
         self._states = {}
 
 
+def runnable_opset() -> int:
+    """The newest opset that the installed ONNX knows and the installed ONNX Runtime, which often is
+    a step behind, runs."""
+    for opset in range(newest_opset(), LEAST_OPSET, -1):
+        graph = Graph(opset)
+        graph.output("same", graph.input("input", [1]), [1])
+        with contextlib.suppress(InputError):
+            Session(graph.model("nothing", {}).SerializeToString())
+            return opset
+    return LEAST_OPSET
+
+
 class Agreement(NamedTuple):
-    """Of n logits of both: the largest difference, over the largest logit where that is more than
-    one, and of how many the largest is of the same class."""
+    """Of n answers of both: the largest difference of logits, the largest logit, and of how many
+    the largest is of the same class."""
 
     n: int
     error: float
+    largest: float
     same: int
 
     def __bool__(self) -> bool:
-        return self.error <= TOLERANCE
+        return self.error <= TOLERANCE * max(1, self.largest)
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> Agreement:
     """How far logits (n, classes) agree."""
-    error = np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max())
-    return Agreement(len(ours), float(error), int((ours.argmax(1) == theirs.argmax(1)).sum()))
+    with np.errstate(invalid="ignore"):  # infinity minus itself is no agreement
+        error, largest = np.abs(ours - theirs).max(), np.abs(ours).max()
+    return Agreement(len(ours), float(error), float(largest),
+                     int((ours.argmax(1) == theirs.argmax(1)).sum()))

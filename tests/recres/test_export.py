@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -91,6 +94,18 @@ class TestOnnx:
         self.assert_exports(recurrent_resnet(18, classes=3, skip=skip, position=position, width=4,
                                              context=context, readout=readout, rng=1))
 
+    @pytest.mark.parametrize(("skip", "readout"), [*itertools.product(SKIPS, ["last", "mean"])])
+    @pytest.mark.parametrize(("position", "context"), [("mid_block3", 3), ("block3", 2)])
+    def test_every_skip_of_a_truncated_network(self, skip, readout, position, context):
+        self.assert_exports(recurrent_resnet(18, classes=3, skip=skip, position=position, width=4,
+                                             context=context, readout=readout, rng=1,
+                                             truncate="block3"))
+
+    def test_a_network_that_a_stream_has_folded(self):
+        model = ready(recurrent_resnet(18, classes=3, width=4, rng=1))
+        Stream(model)
+        self.assert_exports(model)
+
     @pytest.mark.parametrize("version", ["v1", "v1.5"])
     def test_bottlenecks_of_an_odd_size(self, version):
         self.assert_exports(recurrent_resnet(50, classes=3, skip="conv_nonlinear", version=version,
@@ -138,6 +153,41 @@ class TestOnnx:
             with pytest.raises(InputError, match=f"--opset {opset}: expected {LEAST_OPSET} to "):
                 chunk_model(model, SIDE, opset=opset)
 
+    def test_the_newest_opset_that_both_know(self, monkeypatch):
+        import onnx
+        import onnxruntime
+
+        from recres.onnx.graph import LEAST_OPSET, newest_opset
+        from recres.onnx.session import runnable_opset
+
+        real, most = onnxruntime.InferenceSession, newest_opset()
+
+        def older(model, *arguments, **options):
+            if onnx.load_from_string(model).opset_import[0].version > most:
+                raise RuntimeError(f"is under development, current official support is {most}")
+            return real(model, *arguments, **options)
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", older)
+        for most in (newest_opset(), newest_opset() - 1, LEAST_OPSET):  # noqa: B007
+            assert runnable_opset() == most
+
+    def test_weights_that_one_file_cannot_hold(self, monkeypatch):
+        from recres.onnx import graph
+        from recres.onnx.networks import chunk_model
+
+        monkeypatch.setattr(graph, "MOST_BYTES", 10**5)
+        with pytest.raises(InputError, match=r"^0\.0 GB of weights, and an ONNX file holds 2 GB"):
+            chunk_model(recurrent_resnet(18, classes=3, width=4), SIDE)
+
+    def test_a_constant_does_not_take_the_name_of_another_value(self):
+        from recres.onnx.graph import Graph
+
+        graph = Graph()
+        graph.input("x", [1])
+        assert graph.integers(1, 2) == graph.integers(1, 2)
+        with pytest.raises(ValueError, match="name: 'x' is no constant"):
+            graph.constant("x", np.ones(1))
+
     def test_a_model_that_onnx_runtime_cannot_run(self):
         from recres.onnx.session import Session
 
@@ -164,6 +214,7 @@ class TestOnnx:
         assert (about["form"], about["input_convention"]) == ("chunk", "torch")
         assert json.loads(about["options"])["skip"] == run.config.skip
         assert str(run.config.root) not in str(about)
+        assert "resized to 32 x 32" in about["view"] and "2 successive ones" in about["frames"]
         videos = build.open_videos(run.config, trained)
         chunks = FrameLoader(videos.source, run.config, convention).load(videos.chunks("test")[:7])
         assert_equal(predict_logits(model, chunks), Session(path.read_bytes()).chunks(chunks))
@@ -222,6 +273,8 @@ class TestOnnx:
         assert compare(ours, ours + 9e-5 * 3) and not compare(ours, ours + 1.1e-4 * 3)
         assert not compare(ours, ours * np.nan)
         assert compare(ours, ours[:, ::-1]).same == 0
+        assert not compare(ours * np.inf, ours * np.inf)
+        assert compare(ours / 3, ours / 3).largest == 1
 
     @pytest.mark.long
     def test_128_real_clips(self, shared: Path, tmp_path: Path, capsys):
@@ -231,8 +284,8 @@ class TestOnnx:
         argv = ["--data", "ucf101", "--root", str(shared / "ucf101-7"), "--weights",
                 str(shared / "weights" / "resnet50_conv1-4.npz"), "--backbone", "resnet50",
                 "--truncate", "block3", "--freeze", "block3", "--image-size", "112",
-                "--frame-step", "80", "--chunks-per-video", "1", "--holdout", "0", "--epochs", "6",
-                "--lr", "1e-3"]
+                "--frame-step", "80", "--chunks-per-video", "1", "--holdout", "0", "--epochs", "3",
+                "--lr", "2e-3"]
         assert train.main(["--out", str(tmp_path / "run"), *argv]) == 0
         # By chance it would be 0.86: what is compared are answers, not one class for everything.
         assert Run.open(tmp_path / "run").result["video_error"] < 0.5
@@ -297,10 +350,57 @@ def test_runs_of_another_kind_are_refused(trained: Path, tmp_path: Path, capsys,
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "checkpoint.safetensors",
+                                  "checkpoint-1.safetensors", "nonfinite-7.safetensors"])
+def test_no_file_of_a_run_is_replaced(trained: Path, tmp_path: Path, capsys, name):
+    """Neither of this run nor of another."""
+    for run in (trained, tmp_path):
+        (tmp_path / "config.json").write_text("{}")
+        before = {p: p.stat().st_mtime_ns for p in run.iterdir()}
+        assert export.main([str(trained), str(run / name)]) == 2
+        error = capsys.readouterr().err
+        assert f"{run / name}: the name of a file that the run there is made of" in error
+        assert error.count("\n") == 1
+        assert {p: p.stat().st_mtime_ns for p in run.iterdir()} == before
+    assert export.main([str(trained), str(tmp_path / "model.safetensors")]) == 0
+
+
+def test_the_weights_that_the_run_started_from_are_not_replaced(trained: Path, tmp_path: Path,
+                                                                capsys):
+    weights = tmp_path / "weights.safetensors"
+    shutil.copy(trained / "best.safetensors", tmp_path)
+    shutil.copy(trained / "best.safetensors", weights)
+    about = json.loads((trained / "config.json").read_text())
+    about["options"] |= {"weights": str(weights)}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    before = weights.read_bytes()
+    assert export.main([str(tmp_path), str(weights)]) == 2
+    assert "the run's --weights, which it started from" in capsys.readouterr().err
+    assert weights.read_bytes() == before
+
+
 def test_a_file_that_cannot_be_written(trained: Path, tmp_path: Path, capsys):
     (tmp_path / "model.safetensors").mkdir()
     assert export.main([str(trained), str(tmp_path / "model.safetensors")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err == (f"error: {tmp_path / 'model.safetensors'}: is a folder, "
+                                       "expected the name of a file\n")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_full_disk(trained: Path, tmp_path: Path, capsys, monkeypatch, suffix):
+    if suffix == ".pth":
+        pytest.importorskip("torch")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(b"the one before")
+    monkeypatch.setattr(os, "fsync", full)
+    assert export.main([str(trained), str(path)]) == 2
+    assert capsys.readouterr().err == f"error: {path}: No space left on device\n"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_bytes() == b"the one before"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
