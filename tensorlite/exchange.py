@@ -23,12 +23,12 @@ def as_array(data: Any, keep_double: bool = False) -> Array:
     TypeError for what cannot be shared, or would lose its mask; whether there are numbers in the
     array is for the caller to look at.
     """
+    if type(data) is np.ndarray or is_on_gpu(data):
+        return data
     if isinstance(data, np.ma.MaskedArray):
         raise TypeError("data: a masked array, expected one without a mask (`filled` makes it)")
     if isinstance(data, np.ndarray):
-        return data if type(data) is np.ndarray else np.asarray(data)
-    if is_on_gpu(data):
-        return data
+        return np.asarray(data)
     if hasattr(data, "__dlpack__"):
         return _shared(data)
     if not hasattr(data, "dtype"):
