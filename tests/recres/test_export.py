@@ -283,7 +283,7 @@ class TestOnnx:
 
         argv = ["--data", "ucf101", "--root", str(shared / "ucf101-7"), "--weights",
                 str(shared / "weights" / "resnet50_conv1-4.npz"), "--backbone", "resnet50",
-                "--truncate", "block3", "--freeze", "block3", "--image-size", "112",
+                "--truncate", "block3", "--freeze", "block3", "--image-size", "64",
                 "--frame-step", "80", "--chunks-per-video", "1", "--holdout", "0", "--epochs", "3",
                 "--lr", "2e-3"]
         assert train.main(["--out", str(tmp_path / "run"), *argv]) == 0
