@@ -18,17 +18,16 @@ ON_CUDA = (2, 13)  # DLPack's numbers of memory on a CUDA device, and of memory 
 def as_array(data: Any, keep_double: bool = False) -> Array:
     """`data` as a NumPy or CuPy array: itself, its memory (of what has ``__dlpack__``), or a copy.
 
-    Of an array whose class gives `*` another meaning (`numpy.matrix`) or is a file's
-    (`numpy.memmap`) it is the plain array. keep_double: Python floats become float64, not float32.
-    TypeError for what cannot be shared, or would lose its mask; whether there are numbers in the
-    array is for the caller to look at.
+    A `numpy.matrix`, for which `*` is another product, becomes a plain array. keep_double: Python
+    floats become float64, not float32. TypeError for what cannot be shared, or would lose its mask;
+    whether there are numbers in the array is for the caller to look at.
     """
     if type(data) is np.ndarray or is_on_gpu(data):
         return data
     if isinstance(data, np.ma.MaskedArray):
         raise TypeError("data: a masked array, expected one without a mask (`filled` makes it)")
     if isinstance(data, np.ndarray):
-        return np.asarray(data)
+        return np.asarray(data) if isinstance(data, np.matrix) else data
     if hasattr(data, "__dlpack__"):
         return _shared(data)
     if not hasattr(data, "dtype"):
