@@ -5,7 +5,8 @@ what has happened. Each holds a connection to this process instead, which the sy
 its end comes about. The first that is closed without a farewell is the one that died: the sentinel
 says so and ends, and by that all the others learn of it, on whichever machine they are.
 
-Run as a script, with a token that those who connect must know: it needs the standard library only.
+Run as a script, by a path alone: it needs the standard library only. Those who connect must know a
+token, and whoever else does is not listened to.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ import socket
 import sys
 
 PATIENCE = 60.0  # seconds until somebody has connected
+LINE_SECONDS = 1.0  # that the rest of a line may take
+LINE_BYTES = 1000
 FAREWELL, FAILED = "ended", "failed"  # what a process says that is done, or has said why it is not
 
 
-def main(token: str) -> None:
-    """Listen on a port, which is printed, until one has died or all have ended."""
+def main(token: str, processes: int, host: str) -> None:
+    """Listen on a port of `host` (all addresses: ""), which is printed, for so many processes,
+    until one of them has died or all have ended."""
     selector = selectors.DefaultSelector()  # on Linux: in the order in which things happened
-    listener = socket.create_server(("", 0))
+    listener = socket.create_server((host, 0), backlog=processes)
     selector.register(listener, selectors.EVENT_READ)
     print(listener.getsockname()[1], flush=True)
     sys.stdout.close()
@@ -30,33 +34,37 @@ def main(token: str) -> None:
         for key, _ in ready:
             if key.fileobj is listener:
                 connection = listener.accept()[0]
-                connection.settimeout(PATIENCE)
-                found, _, name = _line(connection).partition(" ")
-                if found == token:
-                    names[connection] = name
-                    selector.register(connection, selectors.EVENT_READ)
-                else:
-                    connection.close()
+                connection.settimeout(LINE_SECONDS)
+                selector.register(connection, selectors.EVENT_READ)
                 continue
             connection = key.fileobj  # type: ignore[assignment]
             word = _line(connection)
-            if word == FAILED:
-                return
-            if word != FAREWELL:
-                print(f"error: {names[connection]} has died, and the others stop",
-                      file=sys.stderr, flush=True)
-                return
+            if connection in names:
+                if word == FAILED:
+                    return
+                if word != FAREWELL:
+                    print(f"error: {names[connection]} has died, and the others stop",
+                          file=sys.stderr, flush=True)
+                    return
+                del names[connection]
+                if not (names or processes):
+                    return
+            elif word.partition(" ")[0] == token:
+                names[connection] = word.partition(" ")[2]
+                processes -= 1
+                if not processes:
+                    selector.unregister(listener)
+                    listener.close()
+                continue
             selector.unregister(connection)
-            del names[connection]
-            if not names:
-                return
+            connection.close()
 
 
 def _line(connection: socket.socket) -> str:
     """A line from a connection, as far as it comes."""
     text = b""
     try:
-        while not text.endswith(b"\n") and (more := connection.recv(1)):
+        while len(text) < LINE_BYTES and (more := connection.recv(1)) and more != b"\n":
             text += more
     except OSError:
         return ""
@@ -64,4 +72,4 @@ def _line(connection: socket.socket) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -128,7 +128,13 @@ def start() -> Processes:
         raise Missing(f"mpiexec started {size} processes, but the MPI of mpi4py "
                       f"({MPI.Get_library_version().split(chr(10))[0].strip()}) knows of "
                       f"{MPI.COMM_WORLD.size}: use the mpiexec of that MPI")
-    return MPIProcesses(MPI)
+    try:
+        return MPIProcesses(MPI)
+    except Exception as error:  # the others would wait for this one, and it for them when it ends
+        print(f"error: rank {rank} of {size} cannot join the others: {error}", file=sys.stderr,
+              flush=True)
+        MPI.COMM_WORLD.Abort(1)
+        raise
 
 
 class MPIProcesses(Processes):
@@ -144,23 +150,31 @@ class MPIProcesses(Processes):
         self._sums: dict[bool, Sums] = {}
         self._told = False
         self._all_ended: bool | None = None
-        self._sentinel = self._meet_sentinel()
         self._leaving = False
-        threading.Thread(target=self._watch, args=(os.getppid(),), daemon=True).start()
+        self._child: subprocess.Popen | None = None  # the sentinel, of rank 0
+        self._sentinel = self._meet_sentinel(near.bcast(self.rank) == 0)
+        self._watcher = threading.Thread(target=self._watch, args=(os.getppid(),), daemon=True)
+        self._watcher.start()
 
-    def _meet_sentinel(self) -> socket.socket:
-        """A connection to the sentinel (`_sentinel`), which rank 0 starts."""
+    def _meet_sentinel(self, near: bool) -> socket.socket:
+        """A connection to the sentinel (`_sentinel`), which rank 0 starts; near: on this machine."""
         here = None
         if self.rank == 0:
-            token = secrets.token_hex(8)
-            child = subprocess.Popen([sys.executable, "-I", "-S", _sentinel.__file__, token],
-                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                     start_new_session=True, text=True)
-            assert child.stdout is not None
-            here = (socket.gethostname(), int(child.stdout.readline()), token)
+            token, host = secrets.token_hex(8), socket.gethostname()
+            listens = "127.0.0.1" if self.local_size == self.size else ""
+            self._child = subprocess.Popen(
+                [sys.executable, "-I", "-S", _sentinel.__file__, token, str(self.size), listens],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, text=True)
+            assert self._child.stdout is not None
+            with self._child.stdout as said:
+                port = said.readline()
+            if not port:
+                raise ConnectionError("the sentinel did not start")
+            here = host, int(port), token
         host, port, token = self.comm.bcast(here)
-        near = socket.gethostname() == host
-        connection = socket.create_connection(("127.0.0.1" if near else host, port))
+        connection = socket.create_connection(("127.0.0.1" if near else host, port),
+                                              timeout=_sentinel.PATIENCE)
+        connection.settimeout(None)
         name = f"rank {self.rank} of {self.size} (process {os.getpid()} on {socket.gethostname()})"
         connection.sendall(f"{token} {name}\n".encode())
         self.wait()  # from here on the death of any is noticed
@@ -226,14 +240,25 @@ class MPIProcesses(Processes):
             self.comm.Abort(status)
         self.wait()
         self._say(_sentinel.FAREWELL)
+        self._watcher.join(END_SECONDS)
+        if self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(END_SECONDS)
 
     def _watch(self, parent: int) -> None:
         """End this process when another has died, or the one that started it is gone."""
         while (os.getppid() == parent
                and not select.select([self._sentinel], [], [], WATCH_SECONDS)[0]):
             pass
-        if not self._leaving:
-            os._exit(1)
+        if self._leaving:
+            self._sentinel.close()
+            return
+        if self._child is None:
+            time.sleep(WATCH_SECONDS)  # for rank 0, whom the launcher ends when another ends
+        elif os.getppid() == parent and self._child.wait():
+            print(f"error: the sentinel (process {self._child.pid}), by which processes learn of "
+                  "each other's end, has died, and all stop", file=sys.stderr, flush=True)
+        os._exit(1)
 
     def _say(self, word: str) -> None:
         """Tell the sentinel how this process ends."""
