@@ -157,7 +157,7 @@ class MPIProcesses(Processes):
         self._watcher.start()
 
     def _meet_sentinel(self, near: bool) -> socket.socket:
-        """A connection to the sentinel (`_sentinel`), which rank 0 starts; near: on this machine."""
+        """A connection to the sentinel (`_sentinel`), which rank 0 starts. near: it runs here."""
         here = None
         if self.rank == 0:
             token, host = secrets.token_hex(8), socket.gethostname()
