@@ -18,6 +18,7 @@ from tensorlite import nn
 from tensorlite.distributed import (
     Diverged,
     GradientSums,
+    Missing,
     NormPool,
     Processes,
     average_statistics,
@@ -35,7 +36,10 @@ class Together:
                  config: Config) -> None:
         self.processes, self.model, self.optimizer = processes, model, optimizer
         self.config, self.alone = config, processes.size == 1
-        self._gradients = GradientSums(processes, optimizer.params.values())
+        try:
+            self._gradients = GradientSums(processes, optimizer.params.values())
+        except Missing as error:
+            raise RunFailed(str(error)) from None
         self._pool = pool_of(processes if config.sync_norm else Processes(),
                              next(model.parameters()).data)
 

@@ -79,7 +79,10 @@ def _follow(processes: Processes) -> int:
         with Interrupts() as stop:
             Job(Run(*shared), stop, lambda text: None, processes=processes).do()
     except Interrupted:
-        return 130
+        if processes.all_end():  # as all were
+            return 130
+        raise Interrupted(f"rank {processes.rank} of {processes.size} was asked to stop, and all "
+                          "stop") from None
     except Exception as error:
         if processes.all_end():  # all for the same reason: rank 0 says it
             return 1

@@ -299,10 +299,14 @@ class NcclSums:
     def __init__(self, comm: Any, MPI: Any, like: Array) -> None:
         self.comm = comm
         self._cupy = cupy = require_cuda(f"cuda:{like.device.id}")
-        from cupy.cuda import nccl
+        try:
+            from cupy.cuda import nccl
 
-        self._types = {np.dtype("float32"): nccl.NCCL_FLOAT,
-                       np.dtype("float64"): nccl.NCCL_DOUBLE}
+            self._types = {np.dtype("float32"): nccl.NCCL_FLOAT,
+                           np.dtype("float64"): nccl.NCCL_DOUBLE}
+        except (ImportError, AttributeError):  # (CuPy may put an empty module in its place)
+            raise Missing("processes on GPUs need NCCL, which CuPy does not find; with --device "
+                          "cpu they go without") from None
         self._sum = nccl.NCCL_SUM
         name = comm.bcast(nccl.get_unique_id() if comm.rank == 0 else None)
         with like.device:
@@ -395,7 +399,8 @@ class GradientSums:
             at = 0 if last is None else last.stop
             groups[-1].append(_Place(param, at, at + param.size))
         self._buckets = [_Bucket(places) for places in groups]
-        self._comm, self._max = processes.comm, processes.MPI.MAX
+        self._comm = processes.comm
+        self._in_place, self._max = processes.MPI.IN_PLACE, processes.MPI.MAX
         self._sums = processes.sums(self._buckets[0].buffer)
         self._sent = 0
         for bucket in self._buckets:
@@ -439,7 +444,7 @@ class GradientSums:
                     bucket.put(number, grad)
         self._send()
         anywhere = np.array(found, np.uint8)
-        self._comm.Allreduce(anywhere.copy(), anywhere, self._max)
+        self._comm.Allreduce(self._in_place, anywhere, self._max)
         flags = iter(anywhere)
         for bucket in self._buckets:
             self._sums.finish(bucket.pending)

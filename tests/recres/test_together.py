@@ -3,16 +3,19 @@ an update that several made."""
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from recres import config, replay
-from recres.commands import bar
+from recres import commands, config, replay, train
+from recres.commands import Interrupted, RunFailed, bar
 from recres.guard import Guard
 from recres.loader import Chunk
 from recres.runs import read_metrics
 from recres.together import Together
-from tensorlite import Tensor, nn, optim
+from tensorlite import Tensor, distributed, nn, optim
 from tensorlite.distributed import Processes
 from tests.recres.test_distributed_training import errors, run
 from tests.recres.test_trainer import open_trainer
@@ -85,6 +88,38 @@ def test_a_loss_that_is_not_finite_is_written_down_with_its_scale(figures_root, 
     job._update([job.chunks[:2]], iter([np.zeros(1)]))
     assert scales == [512.0]
     job.run.unlock()
+
+
+def test_a_process_that_alone_is_asked_to_stop_says_so(monkeypatch, capsys):
+    """Outside training, where it cannot agree with the others."""
+    def interrupted(job):
+        raise Interrupted("interrupted")
+
+    monkeypatch.setattr(train.Job, "do", interrupted)
+    one = Three()
+    one.rank = 1
+    monkeypatch.setattr(one, "share", lambda _: ("x", config.resolve({"root": "x"}), {}))
+    for alone in (True, False):
+        monkeypatch.setattr(one, "all_end", lambda alone=alone: not alone)
+        assert commands.run(train.parser(), lambda _: train._follow(one), []) == 130
+        said = capsys.readouterr().err.split("\n")
+        assert ("rank 1 of 3 was asked to stop, and all stop" in said) == alone
+
+
+@pytest.mark.parametrize("nccl", [None, SimpleNamespace(available=False)])
+def test_without_nccl_the_run_says_what_it_lacks(nccl, monkeypatch):
+    """Where CuPy has no such module, or an empty one."""
+    like = SimpleNamespace(device=SimpleNamespace(id=0))
+    monkeypatch.setattr(distributed, "require_cuda", lambda device: None)
+    monkeypatch.setattr(distributed, "MPIProcesses", Three)
+    monkeypatch.setattr(Three, "sums", lambda *_: distributed.NcclSums(None, None, like),
+                        raising=False)
+    monkeypatch.setattr(Three, "comm", None, raising=False)
+    monkeypatch.setattr(Three, "MPI", SimpleNamespace(MAX=0, IN_PLACE=0), raising=False)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cupy.cuda", SimpleNamespace(nccl=nccl))
+    with pytest.raises(RunFailed, match="processes on GPUs need NCCL, .* --device cpu"):
+        together(Three())
 
 
 def test_an_update_of_two_processes_is_replayed(trained, tiny, tmp_path, capsys):
