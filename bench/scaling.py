@@ -160,7 +160,7 @@ def gather(n: int, nbytes: float, links: Links) -> float:
 def exposed(n: int, nbytes: float, backward: float, links: Links) -> float:
     """Seconds that sums go on after backward: buckets come evenly over it, and go one by one.
     (Really the last stage's, more than half of all bytes, come in its first part.)"""
-    buckets = math.ceil(nbytes / distributed.BUCKET_BYTES)
+    buckets = math.ceil(nbytes / distributed.gradients.BUCKET_BYTES)
     done = 0.0
     for number in range(1, buckets + 1):
         done = max(done, backward * number / buckets) + all_reduce(n, nbytes / buckets, links)

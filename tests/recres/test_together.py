@@ -110,9 +110,9 @@ def test_a_process_that_alone_is_asked_to_stop_says_so(monkeypatch, capsys):
 def test_without_nccl_the_run_says_what_it_lacks(nccl, monkeypatch):
     """Where CuPy has no such module, or an empty one."""
     like = SimpleNamespace(device=SimpleNamespace(id=0))
-    monkeypatch.setattr(distributed, "require_cuda", lambda device: None)
-    monkeypatch.setattr(distributed, "MPIProcesses", Three)
-    monkeypatch.setattr(Three, "sums", lambda *_: distributed.NcclSums(None, None, like),
+    monkeypatch.setattr(distributed.sums, "require_cuda", lambda device: None)
+    monkeypatch.setattr(distributed.gradients, "MPIProcesses", Three)
+    monkeypatch.setattr(Three, "sums", lambda *_: distributed.sums.NcclSums(None, None, like),
                         raising=False)
     monkeypatch.setattr(Three, "comm", None, raising=False)
     monkeypatch.setattr(Three, "MPI", SimpleNamespace(MAX=0, IN_PLACE=0), raising=False)

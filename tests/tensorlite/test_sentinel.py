@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tensorlite import _sentinel
+from tensorlite.distributed import sentinel as watcher
 from tests.tensorlite.test_distributed import mpiexec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def sentinel(processes: int) -> Iterator[tuple[subprocess.Popen, int]]:
     """A sentinel of so many processes whose token is "token", and its port. What `connect` gives
     is closed at the end."""
-    child = subprocess.Popen([sys.executable, "-I", "-S", _sentinel.__file__, "token",
+    child = subprocess.Popen([sys.executable, "-I", "-S", watcher.__file__, "token",
                               str(processes), "127.0.0.1"], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
     try:
@@ -100,8 +100,8 @@ def test_nothing_is_left_open():
 
 
 def test_without_a_sentinel_nobody_waits():
-    ended = run("from tensorlite import _sentinel, distributed\n"
-                "_sentinel.__file__ = '/nowhere.py'\n"
+    ended = run("from tensorlite import distributed\n"
+                "distributed.processes.sentinel.__file__ = '/nowhere.py'\n"
                 "distributed.start()")
     assert ended.returncode == 1
     lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
