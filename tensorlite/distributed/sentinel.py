@@ -17,7 +17,7 @@ import sys
 
 PATIENCE = 60.0  # seconds until somebody has connected
 LINE_SECONDS = 1.0  # that the rest of a line may take
-LINE_BYTES = 1000
+LINE_BYTES = 10_000
 FAREWELL, FAILED = "ended", "failed"  # what a process says that is done, or has said why it is not
 
 
