@@ -16,6 +16,7 @@ import sys
 
 PATIENCE = 60.0  # seconds until somebody has connected
 FAREWELL, FAILED = "ended", "failed"  # what a process says that is done, or has said why it is not
+ADVICE = "advice"  # before what is to be said of going on when one has died
 
 
 def main(token: str) -> None:
@@ -26,6 +27,7 @@ def main(token: str) -> None:
     print(listener.getsockname()[1], flush=True)
     sys.stdout.close()
     names: dict[socket.socket, str] = {}
+    advice = ""
     while ready := selector.select(None if names else PATIENCE):
         for key, _ in ready:
             if key.fileobj is listener:
@@ -39,11 +41,14 @@ def main(token: str) -> None:
                     connection.close()
                 continue
             connection = key.fileobj  # type: ignore[assignment]
-            word = _line(connection)
+            word, _, text = _line(connection).partition(" ")
+            if word == ADVICE:
+                advice = f"; {text}"
+                continue
             if word == FAILED:
                 return
             if word != FAREWELL:
-                print(f"error: {names[connection]} has died, and the others stop",
+                print(f"error: {names[connection]} has died, and the others stop{advice}",
                       file=sys.stderr, flush=True)
                 return
             selector.unregister(connection)

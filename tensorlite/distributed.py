@@ -17,6 +17,7 @@ import functools
 import os
 import secrets
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,6 +95,9 @@ class Processes:
         if not self.rank:
             self.wait()
 
+    def after_a_death(self, advice: str) -> None:
+        """What is to be said, from now on, after that a rank has died: how to go on, one line."""
+
     def all_end(self) -> bool:
         """Whether all ranks come to an end within END_SECONDS of this one."""
         return True
@@ -102,6 +107,13 @@ class Processes:
 
         If rank 0 has shared nothing, others get None of their first `share`: that there is
         nothing to do."""
+
+
+def mpiexec() -> str | None:
+    """The launcher that belongs to this Python, or else the first on PATH; None without any. One
+    that pip has installed is beside Python, which need not be on PATH."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
 def launched() -> tuple[int, int]:
@@ -127,7 +139,7 @@ def start() -> Processes:
     if MPI.COMM_WORLD.size != size:
         raise Missing(f"mpiexec started {size} processes, but the MPI of mpi4py "
                       f"({MPI.Get_library_version().split(chr(10))[0].strip()}) knows of "
-                      f"{MPI.COMM_WORLD.size}: use the mpiexec of that MPI")
+                      f"{MPI.COMM_WORLD.size}: use the mpiexec of that MPI (found: {mpiexec()})")
     return MPIProcesses(MPI)
 
 
@@ -209,6 +221,10 @@ class MPIProcesses(Processes):
         request = self.comm.Ibarrier()
         while not request.Test():
             time.sleep(POLITE_SECONDS)
+
+    def after_a_death(self, advice: str) -> None:
+        with contextlib.suppress(OSError):  # the sentinel is gone, and this process soon
+            self._sentinel.sendall(f"{_sentinel.ADVICE} {' '.join(advice.split())}\n".encode())
 
     def all_end(self) -> bool:
         if self._all_ended is None:
