@@ -17,6 +17,7 @@ from recres import checkpoint, together, train
 from tensorlite import distributed
 
 together.CHECK_UPDATES = 1
+distributed.END_SECONDS = 1.0
 what, _, number = sys.argv[1].partition(":")
 combine, save_safetensors = together.Together.combine, checkpoint.save_safetensors
 updates, checkpoints = [], []
