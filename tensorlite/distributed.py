@@ -23,6 +23,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,9 +132,11 @@ def start() -> Processes:
     if size == 1:
         return Processes()
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another MPI's mpiexec: said below, once
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        why = " ".join(str(error).split())
+        why = str(error).split("\n")[0]  # then all places where it has looked
         raise Missing(f"mpiexec started {size} processes, and to work together they need mpi4py "
                       f"and an MPI ({why}): pip install 'recres[distributed]'") from None
     if MPI.COMM_WORLD.size != size:
