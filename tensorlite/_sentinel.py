@@ -10,12 +10,14 @@ Run as a script, with a token that those who connect must know: it needs the sta
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import socket
 import sys
 
 PATIENCE = 60.0  # seconds until somebody has connected
 FAREWELL, FAILED = "ended", "failed"  # what a process says that is done, or has said why it is not
+SAID = b"!"  # to the others, before the end, where it is known why there is one
 ADVICE = "advice"  # before what is to be said of going on when one has died
 
 
@@ -45,11 +47,13 @@ def main(token: str) -> None:
             if word == ADVICE:
                 advice = f"; {text}"
                 continue
-            if word == FAILED:
-                return
             if word != FAREWELL:
-                print(f"error: {names[connection]} has died, and the others stop{advice}",
-                      file=sys.stderr, flush=True)
+                if word != FAILED:
+                    print(f"error: {names[connection]} has died, and the others stop{advice}",
+                          file=sys.stderr, flush=True)
+                for other in names:
+                    with contextlib.suppress(OSError):  # the one that has died
+                        other.sendall(SAID)
                 return
             selector.unregister(connection)
             del names[connection]

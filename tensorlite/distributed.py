@@ -252,7 +252,17 @@ class MPIProcesses(Processes):
                and not select.select([self._sentinel], [], [], WATCH_SECONDS)[0]):
             pass
         if not self._leaving:
+            if self.rank == 0 and os.getppid() == parent and self._sentinel_died():
+                print("error: the process that watches over the others has died, and all stop",
+                      file=sys.stderr, flush=True)
             os._exit(1)
+
+    def _sentinel_died(self) -> bool:
+        """Whether the connection to the sentinel has ended without a word of it."""
+        try:
+            return not self._sentinel.recv(1)
+        except OSError:  # it had not read all of ours
+            return False
 
     def _say(self, word: str) -> None:
         """Tell the sentinel how this process ends."""

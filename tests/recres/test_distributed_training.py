@@ -94,6 +94,7 @@ def test_training_together_is_training_alone(processes, trained, tiny, tmp_path)
                r"checkpoint is of update 0, go on with: mpiexec -n 2 python -m recres.train "
                r"--resume {}"),
     ("raise:4", "rank 1 of 2: ValueError: planted.*"),
+    ("sentinel:4", "the process that watches over the others has died, and all stop"),
 ])
 def test_a_rank_that_dies_ends_the_run_and_it_can_go_on(what, says, undisturbed, options, tmp_path):
     """To the same bits, as the same number of processes gives them each time."""
