@@ -97,10 +97,11 @@ class Trainer:
     def _open(self) -> None:
         """Take up the newest checkpoint, or write the first."""
         newest = self.run.path / NEWEST
+        written = None
         if newest.is_file():
             self.progress = checkpoint.load(newest, self.model, self.optimizer, self.scaler)
-        self.checkpoints = Checkpoints(self.run.path, self.config.keep, self.progress.update,
-                                       self.processes.launcher)
+            written = self.progress.update
+        self.checkpoints = Checkpoints(self.run.path, self.config.keep, written, self.processes)
         if not newest.is_file():
             self.save()  # before anything is trained: the start need not be read again
 

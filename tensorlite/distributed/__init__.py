@@ -13,7 +13,13 @@ On the CPU sums are MPI's; on GPUs they are NCCL's, through CuPy, a card a proce
 from tensorlite.distributed.errors import Diverged, Missing
 from tensorlite.distributed.gradients import GradientSums
 from tensorlite.distributed.norms import NormPool, average_statistics, pool_of
-from tensorlite.distributed.processes import MPIProcesses, Processes, launched, start
+from tensorlite.distributed.processes import (
+    MPIProcesses,
+    Processes,
+    launched,
+    mpiexec,
+    start,
+)
 
 __all__ = [
     "Diverged",
@@ -24,6 +30,7 @@ __all__ = [
     "Processes",
     "average_statistics",
     "launched",
+    "mpiexec",
     "pool_of",
     "start",
 ]

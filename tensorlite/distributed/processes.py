@@ -6,13 +6,16 @@ import contextlib
 import os
 import secrets
 import select
+import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,6 +76,9 @@ class Processes:
         if not self.rank:
             self.wait()
 
+    def after_a_death(self, advice: str) -> None:
+        """What is to be said, from now on, after that a rank has died: how to go on, one line."""
+
     def all_end(self) -> bool:
         """Whether all ranks come to an end within END_SECONDS of this one."""
         return True
@@ -82,6 +88,13 @@ class Processes:
 
         If rank 0 has shared nothing, others get None of their first `share`: that there is
         nothing to do."""
+
+
+def mpiexec() -> str | None:
+    """The launcher that belongs to this Python, or else the first on PATH; None without any. One
+    that pip has installed is beside Python, which need not be on PATH."""
+    beside = Path(sys.executable).with_name("mpiexec")
+    return str(beside) if beside.exists() else shutil.which("mpiexec")
 
 
 def launched() -> tuple[int, int]:
@@ -99,15 +112,17 @@ def start() -> Processes:
     if size == 1:
         return Processes()
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another MPI's mpiexec: said below, once
+            from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        why = " ".join(str(error).split())
+        why = str(error).split("\n")[0]  # then all places where it has looked
         raise Missing(f"mpiexec started {size} processes, and to work together they need mpi4py "
                       f"and an MPI ({why}): pip install 'recres[distributed]'") from None
     if MPI.COMM_WORLD.size != size:
         raise Missing(f"mpiexec started {size} processes, but the MPI of mpi4py "
                       f"({MPI.Get_library_version().split(chr(10))[0].strip()}) knows of "
-                      f"{MPI.COMM_WORLD.size}: use the mpiexec of that MPI")
+                      f"{MPI.COMM_WORLD.size}: use the mpiexec of that MPI (found: {mpiexec()})")
     try:
         return MPIProcesses(MPI)
     except Exception as error:  # the others would wait for this one, and it for them when it ends
@@ -203,6 +218,10 @@ class MPIProcesses(Processes):
         request = self.comm.Ibarrier()
         while not request.Test():
             time.sleep(POLITE_SECONDS)
+
+    def after_a_death(self, advice: str) -> None:
+        with contextlib.suppress(OSError):  # the sentinel is gone, and this process soon
+            self._sentinel.sendall(f"{sentinel.ADVICE} {' '.join(advice.split())}\n".encode())
 
     def all_end(self) -> bool:
         if self._all_ended is None:

@@ -19,6 +19,7 @@ PATIENCE = 60.0  # seconds until somebody has connected
 LINE_SECONDS = 1.0  # that the rest of a line may take
 LINE_BYTES = 10_000
 FAREWELL, FAILED = "ended", "failed"  # what a process says that is done, or has said why it is not
+ADVICE = "advice"  # before what is to be said of going on when one has died
 
 
 def main(token: str, processes: int, host: str) -> None:
@@ -30,6 +31,7 @@ def main(token: str, processes: int, host: str) -> None:
     print(listener.getsockname()[1], flush=True)
     sys.stdout.close()
     names: dict[socket.socket, str] = {}
+    advice = ""
     while ready := selector.select(None if names else PATIENCE):
         for key, _ in ready:
             if key.fileobj is listener:
@@ -38,19 +40,22 @@ def main(token: str, processes: int, host: str) -> None:
                 selector.register(connection, selectors.EVENT_READ)
                 continue
             connection = key.fileobj  # type: ignore[assignment]
-            word = _line(connection)
+            word, _, text = _line(connection).partition(" ")
             if connection in names:
+                if word == ADVICE:
+                    advice = f"; {text}"
+                    continue
                 if word == FAILED:
                     return
                 if word != FAREWELL:
-                    print(f"error: {names[connection]} has died, and the others stop",
+                    print(f"error: {names[connection]} has died, and the others stop{advice}",
                           file=sys.stderr, flush=True)
                     return
                 del names[connection]
                 if not (names or processes):
                     return
-            elif word.partition(" ")[0] == token:
-                names[connection] = word.partition(" ")[2]
+            elif word == token:
+                names[connection] = text
                 processes -= 1
                 if not processes:
                     selector.unregister(listener)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +22,7 @@ def mpiexec() -> str:
     """The launcher; skips the test where there is none, or no mpi4py."""
     pytest.importorskip("mpi4py", reason="mpi4py is not installed: pip install "
                         "'recres[distributed]'")
-    beside = Path(sys.executable).with_name("mpiexec")
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    found = distributed.mpiexec()
     if found is None:
         pytest.skip("no mpiexec: pip install 'recres[distributed]'")
     return found
