@@ -255,8 +255,8 @@ class MPIProcesses(Processes):
         if self._child is None:
             time.sleep(WATCH_SECONDS)  # for rank 0, whom the launcher ends when another ends
         elif os.getppid() == parent and self._child.wait():
-            print(f"error: the sentinel (process {self._child.pid}), by which processes learn of "
-                  "each other's end, has died, and all stop", file=sys.stderr, flush=True)
+            print("error: the process that watches over the others has died, and all stop",
+                  file=sys.stderr, flush=True)
         os._exit(1)
 
     def _say(self, word: str) -> None:

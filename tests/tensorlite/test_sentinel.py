@@ -115,5 +115,5 @@ def test_when_the_sentinel_dies_all_end_and_say_so():
                 "if not processes.rank: os.kill(processes._child.pid, signal.SIGKILL)\n"
                 "time.sleep(20)")
     assert ended.returncode == 1
-    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert line.startswith("error: the sentinel (process ") and line.endswith("all stop")
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert lines == ["error: the process that watches over the others has died, and all stop"]
