@@ -15,13 +15,11 @@ import argparse
 import json
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,8 +90,7 @@ def rank(name: str, way: str) -> None:
 
 def measure(names: list[str]) -> None:
     """Every way in turn, as a table."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    launcher = str(beside) if beside.exists() else shutil.which("mpiexec")
+    launcher = distributed.mpiexec()
     if launcher is None:
         sys.exit("error: no mpiexec: pip install 'recres[distributed]'")
     print(heading(1, [f"tensorlite {tensorlite.__version__}", f"load {os.getloadavg()[0]:.1f}"]))
@@ -160,7 +157,7 @@ def gather(n: int, nbytes: float, links: Links) -> float:
 def exposed(n: int, nbytes: float, backward: float, links: Links) -> float:
     """Seconds that sums go on after backward: buckets come evenly over it, and go one by one.
     (Really the last stage's, more than half of all bytes, come in its first part.)"""
-    buckets = math.ceil(nbytes / distributed.BUCKET_BYTES)
+    buckets = math.ceil(nbytes / distributed.gradients.BUCKET_BYTES)
     done = 0.0
     for number in range(1, buckets + 1):
         done = max(done, backward * number / buckets) + all_reduce(n, nbytes / buckets, links)

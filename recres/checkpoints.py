@@ -25,9 +25,15 @@ import numpy as np
 
 from recres import checkpoint
 from recres.commands import RunFailed
+from tensorlite.distributed import Processes
 from tensorlite.io import FormatError, flush_folder, replacing
 
 NEWEST, BEST, DAMAGED = "checkpoint.safetensors", "best.safetensors", "checkpoint.damaged"
+
+
+def resume_command(folder: Path, processes: Processes) -> str:
+    """What goes on with a run of these processes."""
+    return f"{processes.launcher}python -m recres.train --resume {shlex.quote(str(folder))}"
 
 
 class NotWritten(Exception):
@@ -78,12 +84,16 @@ def recover(folder: Path, log: Callable[[str], object]) -> Path | None:
 class Checkpoints:
     """Writes the newest `keep` checkpoints of a run, and its best model, in a thread of its own.
 
-    `written` is the number of updates made by the newest checkpoint on disk. launcher: what stands
-    before the command that goes on with the run.
+    `written` is the number of updates made by the newest checkpoint on disk. processes: those that
+    train; what is to be said when one of them dies is kept up to date.
     """
 
-    def __init__(self, folder: Path, keep: int, written: int = 0, launcher: str = "") -> None:
-        self.folder, self.keep, self.written, self.launcher = folder, keep, written, launcher
+    def __init__(self, folder: Path, keep: int, written: int | None = None,
+                 processes: Processes | None = None) -> None:
+        self.folder, self.keep, self.written = folder, keep, written or 0
+        self.processes = processes or Processes()
+        if written is not None:
+            self._tell()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._failed: tuple[Mapping[str, np.ndarray], Mapping[str, str]] | None = None
@@ -96,6 +106,7 @@ class Checkpoints:
             before()
             self._write_newest(arrays, metadata)
             self.written = update
+            self._tell()
 
         self._begin(write)
 
@@ -137,8 +148,7 @@ class Checkpoints:
         """
         self.close()
         why = _reason(error.__cause__ or error)
-        resume = (f"{self.launcher}python -m recres.train --resume "
-                  f"{shlex.quote(str(self.folder))}")
+        resume = resume_command(self.folder, self.processes)
         text = f"{self.folder}: cannot be written: {why}"
         place = None
         try:
@@ -157,6 +167,10 @@ class Checkpoints:
         return RunFailed(f"{text}; the state after update {update} is saved in {place}; when there "
                          f"is room, go on with: mv {shlex.quote(str(place))}/* "
                          f"{shlex.quote(str(self.folder))} && {resume}")
+
+    def _tell(self) -> None:
+        self.processes.after_a_death(f"the last checkpoint is of update {self.written}, go on "
+                                     f"with: {resume_command(self.folder, self.processes)}")
 
     def _begin(self, write: Callable[[], object]) -> None:
         """Have a thread call `write`, once the one before has ended."""

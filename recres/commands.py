@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import tensorlite
 from recres.errors import InputError
+from tensorlite import distributed
 from tensorlite.io import FormatError
 from tensorlite.transfer import explain_memory_error
 
@@ -65,12 +66,27 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def refused_several(prog: str) -> int | None:
+    """The exit status of a command that mpiexec started more than once, None of any other. Copies
+    that know nothing of each other would write the same files: rank 0 says so, and all end."""
+    rank, size = distributed.launched()
+    if size == 1:
+        return None
+    if rank == 0:
+        print(f"error: {prog}: works in one process, and mpiexec has started {size}: start it "
+              "without mpiexec", file=sys.stderr)
+    return 0 if rank else 2
+
+
 def run(parser: Parser, body: Callable[[argparse.Namespace], int],
-        argv: Sequence[str] | None = None) -> int:
-    """Parse the arguments and call `body` with them; returns the exit status.
+        argv: Sequence[str] | None = None, together: bool = False) -> int:
+    """Parse the arguments and call `body` with them; returns the exit status. together: whether
+    the command knows of the other processes where mpiexec has started several.
 
     Every error becomes one line on stderr; with --debug its traceback comes before that line.
     """
+    if not together and (refused := refused_several(parser.prog)) is not None:
+        return refused
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         return body(parser.parse_args(arguments))
@@ -99,11 +115,12 @@ class Interrupts:
     """Turns SIGINT and SIGTERM into `Interrupted`, at once or, within `deferred`, after it.
 
     `hint` becomes the exception's message. As a context manager it installs the handlers (in the
-    main thread; elsewhere signals do not arrive) and puts the former ones back.
+    main thread; elsewhere signals do not arrive) and puts the former ones back. quiet: that the
+    end is put off is for another process to say.
     """
 
-    def __init__(self, hint: str = "interrupted") -> None:
-        self.hint = hint
+    def __init__(self, hint: str = "interrupted", quiet: bool = False) -> None:
+        self.hint, self.quiet = hint, quiet
         self.requested = False
         self._deferring = False
         self._before: dict[int, object] = {}
@@ -121,7 +138,8 @@ class Interrupts:
     def _handle(self, number: int, frame: object) -> None:
         if self._deferring and not self.requested:
             self.requested = True
-            print("\nfinishing the update (once more: stop at once) …", file=sys.stderr)
+            if not self.quiet:
+                print("\nfinishing the update (once more: stop at once) …", file=sys.stderr)
         else:
             raise Interrupted(self.hint)
 

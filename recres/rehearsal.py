@@ -3,7 +3,8 @@ it that is really done.
 
 Data, weights and network are loaded as for the run, some updates are made by the training loop
 itself, and two videos are evaluated; the time for each chunk is then counted up to the whole. All
-that is written goes to a folder that is removed at the end.
+that is written goes to a folder that is removed at the end. Started by mpiexec, all processes take
+part (`follow`), as they do in a run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import math
 import os
 import resource
 import tempfile
@@ -19,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recres import build, commands, config, summary
+from recres import build, commands, summary
 from recres.commands import Interrupted, Interrupts
 from recres.config import Config
 from recres.errors import InputError
@@ -28,9 +30,10 @@ from recres.feature_store import FeatureStore, free_bytes
 from recres.loader import FrameLoader, Loader, Videos, describe_updates
 from recres.models import VideoResNet
 from recres.runs import RUNS, Run, read_metrics
-from recres.train import Job
+from recres.train import Job, describe_processes, new_options
 from recres.trainer import Trainer, total_updates
 from tensorlite import precision
+from tensorlite.distributed import Processes
 
 SECONDS = 6.0  # of updates, after the first, are measured
 LEAST = 3  # updates measured, though they take longer
@@ -44,8 +47,8 @@ class Estimate:
     measured: updates that the time of one comes from; waited: their share that was spent waiting
     for data. reading: of the videos, features: making those that are kept, epoch: training alone,
     evaluation: on held-out videos, an epoch, test: at the end; checkpoints are written beside it.
-    memory: of the process and its workers at their peaks; gpu: of the device, None on the CPU.
-    disk: in the run's folder and the store.
+    memory: of all processes, those that load too, at their peaks; gpu: of the device, None on the
+    CPU. disk: in the run's folder and the store.
     """
 
     epochs: float
@@ -79,7 +82,7 @@ class Enough(Interrupts):
 
     def __init__(self, seconds: float = SECONDS, least: int = LEAST) -> None:
         super().__init__("interrupted")
-        self.seconds, self.least = seconds, least
+        self.seconds, self.least, self.signalled = seconds, least, False
         self.updates, self._since = 0, 0.0
 
     @contextlib.contextmanager
@@ -92,6 +95,18 @@ class Enough(Interrupts):
         elif self.updates > self.least:
             self.requested = time.monotonic() - self._since > self.seconds
 
+    def _handle(self, number: int, frame: object) -> None:
+        self.signalled = True
+        raise Interrupted(self.hint)
+
+    def train(self, trainer: Trainer) -> None:
+        """Train until it is enough; a signal's `Interrupted` goes on to the caller."""
+        try:
+            trainer.train()
+        except Interrupted:
+            if self.signalled:
+                raise
+
 
 class Rehearsal(Job):
     """A job in a folder of its own. few: features are made of no more videos than to measure with,
@@ -102,8 +117,9 @@ class Rehearsal(Job):
     of these.
     """
 
-    def __init__(self, run: Run, options: Config, interrupts: Interrupts, few: bool) -> None:
-        super().__init__(run, interrupts, log=lambda _: None)
+    def __init__(self, run: Run, options: Config, interrupts: Interrupts, few: bool,
+                 processes: Processes) -> None:
+        super().__init__(run, interrupts, log=lambda _: None, processes=processes)
         self.options, self.few = options, few and (options.features or options.freeze != "none")
         self.whole: Videos
         self.store: FeatureStore | None = None
@@ -114,11 +130,14 @@ class Rehearsal(Job):
         began = time.perf_counter()
         self.whole = super().videos()
         self.reading = time.perf_counter() - began
-        return some_videos(self.whole, BATCHES * self.options.batch) if self.few else self.whole
+        chunks = BATCHES * self.options.batch * self.options.processes
+        return some_videos(self.whole, chunks) if self.few else self.whole
 
     def make_features(self, store: FeatureStore, network: VideoResNet,
                       frames: FrameLoader) -> None:
         """See `Job`; measures."""
+        if self.processes.rank:
+            return super().make_features(store, network, frames)
         folder = self.run.path / "none"  # where nothing is
         all_of_it = build.open_store(self.options, network, self.whole, folder,
                                      self.run.about["model"])
@@ -132,25 +151,51 @@ class Rehearsal(Job):
 
 
 @contextlib.contextmanager
-def opened(options: Config, interrupts: Interrupts, few: bool = False
-           ) -> Iterator[tuple[Rehearsal, Trainer]]:
+def opened(options: Config, interrupts: Interrupts, few: bool = False,
+           processes: Processes | None = None) -> Iterator[tuple[Rehearsal, Trainer]]:
     """All that a run with these options needs, ready to train, in a folder that is removed at the
-    end. few: see `Rehearsal`; then every batch is an update."""
+    end. few: see `Rehearsal`; then every batch is an update. processes: those that take part, this
+    being rank 0, the others in `follow`."""
+    processes = processes or Processes()
     if options.data == "figures" and not (Path(options.root) / "figures.json").exists():
         raise InputError(f"{options.root}: no figures there; training would make them first, here "
                          "nothing is written")
     changed = replace(options, update_fraction=None, store=None) if few else options
     with (tempfile.TemporaryDirectory(prefix="recres-") as folder,
           Run.create(folder, changed, {}) as run, interrupts):
+        processes.share((run.path, changed, run.about, options))
         commands.use_machine(options.threads, options.device)
         with (precision.using(options.precision),
-              contextlib.closing(Rehearsal(run, options, interrupts, few)) as job):
+              contextlib.closing(Rehearsal(run, options, interrupts, few, processes)) as job):
             trainer, _, job.store = job.open()
             trainer.guard.dumps = False
+            trainer.checkpoints.wait()
+            trainer.checkpoints.processes = Processes()  # there is nothing to go on with
+            processes.after_a_death("nothing was written")
             try:
                 yield job, trainer
             finally:
                 trainer.checkpoints.close()  # what is being written goes before its folder does
+
+
+def follow(run: Run, options: Config, processes: Processes) -> None:
+    """Take part in the rehearsal of rank 0, in the folder of `run`."""
+    stop = Enough(math.inf)
+    commands.use_machine(options.threads, options.device)
+    with (stop, precision.using(options.precision),
+          contextlib.closing(Rehearsal(run, options, stop, True, processes)) as job):
+        trainer, _, _ = job.open()
+        stop.train(trainer)
+        _memory(job)
+
+
+def _memory(job: Job) -> int:
+    """Bytes of all processes and of those that load for them, at their peaks, when all have come
+    here."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    loading = job.workers.peak_bytes if job.workers is not None else 0
+    job.processes.wait()
+    return int(job.processes.total(own + loading))
 
 
 def some_videos(videos: Videos, chunks: int) -> Videos:
@@ -175,28 +220,30 @@ def side_of(videos: Videos, side: str, places: Sequence[int]) -> Videos:
     return result
 
 
-def check(args: argparse.Namespace) -> int:
+def check(args: argparse.Namespace, processes: Processes) -> int:
     """Do what --check asks for; returns the exit status."""
     if args.resume is not None:
         raise InputError("--check: is of a run to be begun, --resume goes on with one")
-    options = config.resolve(config.given(args), args.data_root)
+    options = new_options(args, processes)
     target = Path(args.out) if args.out is not None else RUNS
     if args.out is not None and target.exists() and any(p.name != "lock" for p in target.iterdir()):
         raise InputError(f"{target}: not empty, a new run needs an empty folder")
-    estimate = rehearse(options, print)
+    estimate = rehearse(options, print, processes=processes)
     for line in describe(estimate, options, target):
         print(line)
     return 0
 
 
-def rehearse(options: Config, log: Callable[[str], object], seconds: float = SECONDS) -> Estimate:
+def rehearse(options: Config, log: Callable[[str], object], seconds: float = SECONDS,
+             *, processes: Processes | None = None) -> Estimate:
     """Do a little of a run with these options, and count up; `log` gets what is about to be
-    trained. Raises as the run would."""
-    stop = Enough(seconds)
-    with opened(options, stop, few=True) as (job, trainer):
+    trained. Raises as the run would. processes: see `opened`."""
+    stop, processes = Enough(seconds), processes or Processes()
+    with opened(options, stop, True, processes) as (job, trainer):
+        if processes.size > 1:
+            log(describe_processes(options))
         log(summary.heading(options, trainer.model, job.whole, job.store))
-        with contextlib.suppress(Interrupted):
-            trainer.train()
+        stop.train(trainer)
         lines = read_metrics(job.run.path / "metrics.jsonl")
         lines = lines[3:] if len(lines) > 6 + LEAST else lines[min(1, len(lines) - 1) :]
         times = [(line["data_time"], line["compute_time"], line["chunks"]) for line in lines]
@@ -215,8 +262,7 @@ def rehearse(options: Config, log: Callable[[str], object], seconds: float = SEC
             features=job.features, epoch=chunk * counts["train"],
             evaluation=evaluated * counts["holdout"],
             test=evaluated * chunks_to_assess(job.whole, "test"),
-            memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            + (job.workers.peak_bytes if job.workers is not None else 0),
+            memory=_memory(job),
             gpu=_gpu_bytes(options.device),
             # (for a moment there is one checkpoint more; and the best model)
             disk=(options.keep + 2) * checkpoint + job.missing)
@@ -255,7 +301,8 @@ def describe(estimate: Estimate, options: Config, target: Path) -> Iterator[str]
     rows["whole"] = (f"{duration(e.whole)}: {e.epochs:.4g} epochs, and the test "
                      f"{duration(e.test)}")
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    rows["memory"] = f"{e.memory / 1e9:.2f} GB at its peak, of {available / 1e9:.1f} GB"
+    whose = f"in {options.processes} processes" if options.processes > 1 else "at its peak"
+    rows["memory"] = f"{e.memory / 1e9:.2f} GB {whose}, of {available / 1e9:.1f} GB"
     if e.gpu is not None:
         rows["memory"] += f"; {e.gpu / 1e9:.2f} GB on {options.device}"
     free = free_bytes(target)

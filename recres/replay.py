@@ -69,40 +69,42 @@ def _replay(args: argparse.Namespace) -> int:
     about = dump.about
     print(f"{dump.path}: update {about['update']} of epoch {about['epoch']}: {about['what']}")
     with using(options.precision), np.errstate(all="ignore"):
-        plain = again(_model(dump, options), dump.batches, about["chunks"], about["scale"])
+        fused = again(_model(dump, options), dump.batches, about["chunks"], about["scale"])
         with trace.record(f"Update {about['update']}: {about['what']}") as tape:
-            found = again(_model(dump, options), dump.batches, about["chunks"], about["scale"])
+            plain = again(_model(dump, options), dump.batches, about["chunks"], about["scale"])
     first = first_event(tape)
-    for name, text in _lines(dump, options, plain, found, first):
+    for name, text in _lines(dump, options, fused, plain, first):
         print(f"{name:10}{text}")
     if args.html is not None:
         tape.notes += [f"Update {about['update']} made again from {dump.path.name}, with the plain "
                        "ops in place of the fused ones.", *([first] if first else [])]
         tape.save_html(args.html)
         print(f"{'page':10}{args.html}")
-    return 1 if plain.finite and found.finite else 0
+    return 1 if fused.finite and plain.finite else 0
 
 
-def _lines(dump: Dump, options: Config, plain: Found, found: Found,
+def _lines(dump: Dump, options: Config, fused: Found, plain: Found,
            first: str | None) -> Iterator[tuple[str, str]]:
-    """What is printed, by heading."""
+    """What is printed, by heading. fused: as the run computes; plain: with the plain ops in place
+    of the fused ones, recorded; first: `first_event` of that."""
     machine = f"on {options.device}, {options.precision}, {options.threads} threads"
-    if plain.finite:
-        yield "again", f"the loss is {plain.loss:.6g} and every gradient is finite, {machine}"
+    if fused.finite:
+        yield "again", f"the loss is {fused.loss:.6g} and every gradient is finite, {machine}"
     else:
-        yield "again", f"the loss is {plain.loss}, {machine}"
-    if plain.parameter is not None:
-        yield "gradient", f"the first that is not finite is that of {plain.parameter}"
-    if found.finite and not plain.finite:
+        yield "again", f"the loss is {fused.loss}, {machine}"
+    if fused.parameter is not None:
+        yield "gradient", f"the first that is not finite is that of {fused.parameter}"
+    if plain.finite and not fused.finite:
         yield "plain ops", "with the plain ops in place of the fused ones all is finite"
-    elif plain.finite and not found.finite:
+    elif fused.finite and not plain.finite:
         yield "plain ops", "but not with the plain ops in place of the fused ones"
-    if not (found.finite and plain.finite):
-        batch = dump.about["batches"][max(plain.batches, 1) - 1]
+    if not (fused.finite and plain.finite):
+        bad = plain if fused.finite else fused
+        batch = dump.about["batches"][bad.batches - 1]
         yield "files", ", ".join(dict.fromkeys(Path(chunk["file"]).name for chunk in batch))
     if first is not None:
         yield "first", first
-    elif not found.finite:
+    elif not plain.finite:
         yield "first", "beyond what was recorded"
 
 

@@ -14,10 +14,11 @@ from recres.checkpoint import Progress
 from recres.commands import Interrupts, RunFailed
 from recres.config import Config
 from recres.loader import Chunk, share
-from tensorlite import Tensor, nn
+from tensorlite import nn
 from tensorlite.distributed import (
     Diverged,
     GradientSums,
+    Missing,
     NormPool,
     Processes,
     average_statistics,
@@ -35,7 +36,10 @@ class Together:
                  config: Config) -> None:
         self.processes, self.model, self.optimizer = processes, model, optimizer
         self.config, self.alone = config, processes.size == 1
-        self._gradients = GradientSums(processes, optimizer.params.values())
+        try:
+            self._gradients = GradientSums(processes, optimizer.params.values())
+        except Missing as error:
+            raise RunFailed(str(error)) from None
         self._pool = pool_of(processes if config.sync_norm else Processes(),
                              next(model.parameters()).data)
 
@@ -56,15 +60,23 @@ class Together:
         return batches if self.alone else share(batches, self.processes.rank, self.config)
 
     def shares(self, batches: Sequence[Sequence[Chunk]]) -> Sequence[Sequence[Chunk]]:
-        """An update's batches as they go through the network, those of all processes."""
-        if self.alone:
+        """An update's batches as its norms see them: those of all processes one after another or,
+        with --sync-norm, whole."""
+        if self.alone or self.config.sync_norm:
             return batches
         return [mine for rank in range(self.processes.size)
                 for mine in share(batches, rank, self.config) if mine]
 
+    def may_send(self, batches: Sequence[Sequence[Chunk]]) -> bool:
+        """Whether gradients may be sent while an update's last batch goes backwards. Not where some
+        process only goes along: sums of gradients and of norms, which are different communicators
+        of NCCL, have to come in the same order on all, or they may wait for each other."""
+        return not self.config.sync_norm or len(batches[-1]) >= self.processes.size
+
     @contextlib.contextmanager
     def walk(self, last: bool) -> Iterator[None]:
-        """Around forward and backward of a batch; `last`: the one that completes the gradients."""
+        """Around forward and backward of a batch; last: gradients are complete after it, and may be
+        sent."""
         with self._pool, self._gradients.sent(last):
             yield
 
@@ -81,15 +93,12 @@ class Together:
 
     def combine(self, loss: Any, weight: float) -> Any:
         """Put the gradients and the norms' statistics of all processes together; the loss of all.
-        weight: this process's share of the update."""
+        loss: a number, or on all of them an array. weight: this process's share of the update."""
         if self.alone:
             return loss
         self._gradients.finish()
         if not self.config.sync_norm:
             average_statistics(self.processes, self.model, weight)
-        first: Tensor = next(self.model.parameters())
-        if first.device != "cpu" and not hasattr(loss, "dtype"):  # of no chunk
-            loss = 0 * first.data.ravel()[0]
         return self.processes.total(loss)
 
     def leave_out(self) -> None:

@@ -65,9 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes.rank:
             given = sys.argv[1:] if argv is None else argv
             status = commands.run(parser(), lambda _: _follow(processes),
-                                  ["--debug"] if "--debug" in given else [])
+                                  ["--debug"] if "--debug" in given else [], together=True)
         else:
-            status = commands.run(parser(), lambda args: _train(args, argv, processes), argv)
+            status = commands.run(parser(), lambda args: _train(args, argv, processes), argv,
+                                  together=True)
     finally:
         processes.end(status)
     return status
@@ -78,11 +79,21 @@ def _follow(processes: Processes) -> int:
     shared = processes.share(None)
     if shared is None:  # there is none: rank 0 says why
         return 0
+    path, options, about, rehearsed = shared
+    run = Run(path, options, about)
     try:
-        with Interrupts() as stop:
-            Job(Run(*shared), stop, lambda text: None, processes=processes).do()
+        if rehearsed is not None:
+            from recres import rehearsal
+
+            rehearsal.follow(run, rehearsed, processes)
+        else:
+            with Interrupts(quiet=True) as stop:
+                Job(run, stop, lambda text: None, processes=processes).do()
     except Interrupted:
-        return 130
+        if processes.all_end():  # as all were
+            return 130
+        raise Interrupted(f"rank {processes.rank} of {processes.size} was asked to stop, and all "
+                          "stop") from None
     except Exception as error:
         if processes.all_end():  # all for the same reason: rank 0 says it
             return 1
@@ -92,7 +103,7 @@ def _follow(processes: Processes) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace, processes: Processes) -> Config:
+def new_options(args: argparse.Namespace, processes: Processes) -> Config:
     """The options of a new run."""
     given, size = config.given(args), processes.size
     if given.setdefault("processes", size) != size:
@@ -110,9 +121,9 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None, processes: Proc
     if args.check:
         from recres import rehearsal
 
-        return rehearsal.check(args)
+        return rehearsal.check(args, processes)
     if args.resume is None:
-        options = _options(args, processes)
+        options = new_options(args, processes)
         out = args.out or _name(options)
         run = Run.create(out, options, {
             "started": time.strftime("%Y-%m-%dT%H:%M:%S"), "environment": summary.environment(),
@@ -125,8 +136,8 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None, processes: Proc
                              f"cannot change: expected mpiexec -n {run.config.processes}, not "
                              f"{processes.size}")
         options = config.with_changes(run.config, config.given(args))
-    hint = f"stopped; to go on: {processes.launcher}python -m recres.train --resume {run.path}"
-    with run, Interrupts(hint) as stop:
+    resume = checkpoints.resume_command(run.path, processes)
+    with run, Interrupts(f"stopped; to go on: {resume}") as stop:
         if run.result is not None:
             print(f"{run.path}: complete, video error {run.result['video_error']:.4f}")
             if run.config.store is None:  # killed before it had removed them
@@ -137,16 +148,22 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None, processes: Proc
                 "equal only to rounding")
         run.change(options)
         try:
-            processes.share((run.path, options, run.about))
+            processes.share((run.path, options, run.about, None))
+            processes.after_a_death(f"go on with: {resume}")
             Job(run, stop, processes=processes).do()
         except WorkerDied as error:
-            raise RunFailed(f"{error}; to go on from the last checkpoint: {processes.launcher}"
-                            f"python -m recres.train --resume {run.path}") from error
+            raise RunFailed(f"{error}; to go on from the last checkpoint: {resume}") from error
         except (InputError, FormatError):
             if args.resume is None:
                 run.discard()
             raise
     return 0
+
+
+def describe_processes(config: Config) -> str:
+    """What is said of several processes, at the beginning."""
+    return (f"processes {config.processes}, of {config.threads} threads each; batch norms "
+            f"by {'all of their' if config.sync_norm else 'each one of the'} batches")
 
 
 def _name(options: Config) -> Path:
@@ -217,8 +234,7 @@ class Job:
         themselves, and the store of features if there is one."""
         config, run, processes = self.config, self.run, self.processes
         if processes.size > 1:
-            self.log(f"processes {processes.size}, of {config.threads} threads each; batch norms "
-                     f"by {'all of their' if config.sync_norm else 'each one of the'} batches")
+            self.log(describe_processes(config))
         with processes.first():
             videos = self.videos()
         self.source = videos.source

@@ -37,6 +37,7 @@ from recres.tensorboard import Events
 from recres.together import Together
 from recres.waiting import Waiting, hint
 from tensorlite import Tensor, cross_entropy, nn, optim
+from tensorlite.device import array_module
 from tensorlite.distributed import Processes
 from tensorlite.transfer import Uploads, read_later
 
@@ -99,10 +100,11 @@ class Trainer:
     def _open(self) -> None:
         """Take up the newest checkpoint, or write the first."""
         newest = self.run.path / NEWEST
+        written = None
         if newest.is_file():
             self.progress = checkpoint.load(newest, self.model, self.optimizer, self.scaler)
-        self.checkpoints = Checkpoints(self.run.path, self.config.keep, self.progress.update,
-                                       self.processes.launcher)
+            written = self.progress.update
+        self.checkpoints = Checkpoints(self.run.path, self.config.keep, written, self.processes)
         if not newest.is_file():
             self.save()  # before anything is trained: the start need not be read again
 
@@ -198,15 +200,16 @@ class Trainer:
         """One step of the optimiser, on the mean loss over all chunks of `batches`, of which this
         process computes its share."""
         progress, size = self.progress, sum(map(len, batches))
-        mine, batches = self.together.share(batches), self.together.shares(batches)
-        began, waited, loss = time.perf_counter(), 0.0, 0.0
+        mine, may_send = self.together.share(batches), self.together.may_send(batches)
+        batches = self.together.shares(batches)
+        began, waited, loss = time.perf_counter(), 0.0, self._nothing
         self.guard.begin()
         self.optimizer.zero_grad()
         for batch in mine:
             asked = time.perf_counter()
             array = self.uploads.take(next(inputs))
             waited += time.perf_counter() - asked
-            with self.together.walk(last=len(batch) > 0 and batch is mine[-1]):
+            with self.together.walk(last=may_send and batch is mine[-1]):
                 loss = loss + self.accumulate(array, batch, size)
             self._bar.update(len(batch) * self.config.context)
         loss = self.together.combine(loss, sum(map(len, mine)) / size)
@@ -222,7 +225,8 @@ class Trainer:
             reading = read_later(loss) if self.ahead else lambda: loss
             self._pending = _Update(line, reading, norms, outcome, began, waited, batches)
         else:
-            self._failed(line, f"the loss is {loss}", batches)
+            scale = 1.0 if self.scaler is None else self.scaler.scale
+            self._failed(line, f"the loss is {loss}", batches, scale)
         progress.update, progress.done = progress.update + 1, progress.done + 1
         self.together.check(progress.update)
         if not self.ahead:
@@ -280,6 +284,12 @@ class Trainer:
 
     def _logits(self, inputs: Any, batch: Sequence[Chunk]) -> Tensor:
         return self.model(Tensor(inputs, device=self._device), **self.loader.arguments(batch))
+
+    @property
+    def _nothing(self) -> Any:
+        """What losses are added to: see `accumulate`."""
+        first = next(self.model.parameters()).data
+        return array_module(first).zeros((), np.float32) if self.ahead else 0.0
 
     @property
     def _borrowed(self) -> list[Chunk]:

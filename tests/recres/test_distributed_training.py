@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recres import checkpoint, config, train
+from recres import checkpoint, config, data, evaluate, lr_finder, predict, train
 from recres.checkpoints import NEWEST
+from recres.datasets.figures import __main__ as figures
 from recres.loader import Chunk, describe_updates, plan_epoch, share
 from recres.runs import read_metrics
+from recres.tables import __main__ as tables
 from tests.recres.test_trainer import assert_same_run
 from tests.tensorlite.test_distributed import mpiexec
 
@@ -86,22 +89,20 @@ def test_training_together_is_training_alone(processes, trained, tiny, tmp_path)
                            rtol=1e-5, atol=0)
 
 
-def test_the_same_number_of_processes_gives_the_same_bits(undisturbed, options, tmp_path):
-    ended, _ = run(2, "nothing", "--out", str(tmp_path / "run"), *options)
-    assert ended.returncode == 0, ended.stderr
-    assert_same_run(tmp_path / "run", undisturbed)
-
-
 @pytest.mark.parametrize(("what", "says"), [
-    ("kill:4", "error: rank 1 of 2 (process "),
-    ("raise:4", "error: rank 1 of 2: ValueError: planted"),
+    ("kill:4", r"rank 1 of 2 \(process \d+ on \S+\) has died, and the others stop; the last "
+               r"checkpoint is of update 0, go on with: mpiexec -n 2 python -m recres.train "
+               r"--resume {}"),
+    ("raise:4", "rank 1 of 2: ValueError: planted.*"),
+    ("sentinel:4", "the process that watches over the others has died, and all stop"),
 ])
 def test_a_rank_that_dies_ends_the_run_and_it_can_go_on(what, says, undisturbed, options, tmp_path):
+    """To the same bits, as the same number of processes gives them each time."""
     folder = tmp_path / "run"
     ended, seconds = run(2, what, "--out", str(folder), *options)
     assert ended.returncode != 0 and seconds < 30
     (line,) = errors(ended)
-    assert line.startswith(says)
+    assert re.fullmatch("error: " + says.format(re.escape(str(folder))), line)
     with open(folder / "lock") as lock:  # nobody is left who could write
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     checkpoint.read_checkpoint(folder / NEWEST)
@@ -156,6 +157,29 @@ def test_another_number_of_processes_cannot_go_on(undisturbed, tmp_path, capsys)
     ended, _ = run(2, "nothing", "--out", str(tmp_path), "--bogus")
     assert ended.returncode == 2
     assert errors(ended) == ["error: unrecognized arguments: --bogus"]
+
+
+def test_a_check_is_by_all_processes_and_writes_nothing(options, figures_root, tmp_path):
+    before = sorted(figures_root.rglob("*"))
+    ended, _ = run(2, "nothing", *options, "--check", "--freeze", "block2", TMPDIR=str(tmp_path))
+    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    said = dict(line.split(maxsplit=1) for line in ended.stdout.splitlines())
+    assert said["processes"].startswith("2, of ") and " in 4 updates of " in said["training"]
+    assert {"measured", "features", "epoch", "whole"} <= set(said)
+    assert "GB in 2 processes, of " in said["memory"]
+    assert sorted(figures_root.rglob("*")) == before and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [data, evaluate, lr_finder, predict, tables, figures])
+def test_what_works_in_one_process_refuses_to_be_several(command, monkeypatch, capsys):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    for rank, status in (("0", 2), ("1", 0)):
+        monkeypatch.setenv("PMI_RANK", rank)
+        assert command.main(["--out", "x"]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    name = command.__name__.removesuffix(".__main__")
+    assert line == (f"error: python -m {name}: works in one process, and mpiexec has started 2: "
+                    "start it without mpiexec")
 
 
 def test_without_mpi4py_one_rank_says_what_to_install(monkeypatch, capsys, tmp_path):

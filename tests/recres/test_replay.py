@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recres import replay, train
+from recres import config, replay, train
 from recres.files import read_json, write_json
+from recres.guard import Found
 from recres.loader import FrameLoader
+from recres.replay import Dump
 from recres.trainer import Trainer
 from tensorlite import Tensor, trace
 from tensorlite.io import load_safetensors, save_safetensors
@@ -106,6 +108,20 @@ def test_the_loss_is_the_one_of_the_run(tiny, tmp_path, monkeypatch, capsys):
     assert "run again, it was finite" in capsys.readouterr().err
     assert replay.main([str(tmp_path / "run" / "nonfinite-3.json")]) == 1
     assert f"the loss is {seen[0]:.6g} and every gradient is finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("fused", "plain", "file"), [
+    (Found(1.0, None, 2), Found(np.nan, "a", 1), "one.avi"),  # one batch is finite, as it is run
+    (Found(np.nan, "a", 2), Found(1.0, None, 2), "two.avi"),
+    (Found(1.0, "a", 1), Found(1.0, "a", 1), "one.avi"),
+])
+def test_the_files_are_those_of_the_batch_that_is_not_finite(fused, plain, file):
+    """Where only the plain ops make what is not finite, of the batch where they do."""
+    about = {"batches": [[{"file": "/x/one.avi"}], [{"file": "/x/two.avi"}]]}
+    dump = Dump(Path("x.json"), about, config.resolve({"root": "x"}), {}, [])
+    lines = dict(replay._lines(dump, dump.config, fused, plain, None))
+    assert lines["files"] == file
+    assert ("plain ops" in lines) == (fused.finite != plain.finite)
 
 
 def test_the_page(dump, tmp_path, capsys):

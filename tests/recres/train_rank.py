@@ -1,6 +1,7 @@
 """recres.train as test_distributed_training starts it: python train_rank.py WHAT OPTIONS …, where
 WHAT is "nothing", or "kill:N", "raise:N" or "stop:N" for what rank 1 does in its update N,
-"nan:N" for a loss of its that is not finite, or
+"nan:N" for a loss of its that is not finite,
+"sentinel:N": rank 0 then kills the process that says who has died, or
 "full:N": from rank 0's checkpoint N on there is no room for one.
 
 Parameters are compared after every update."""
@@ -11,12 +12,14 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from recres import checkpoint, together, train
 from tensorlite import distributed
 
 together.CHECK_UPDATES = 1
+distributed.END_SECONDS = 1.0
 what, _, number = sys.argv[1].partition(":")
 combine, save_safetensors = together.Together.combine, checkpoint.save_safetensors
 updates, checkpoints = [], []
@@ -24,6 +27,10 @@ updates, checkpoints = [], []
 
 def fails(self, loss, weight):
     updates.append(1)
+    if what == "sentinel" and self.processes.rank == 0 and len(updates) == int(number):
+        (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        time.sleep(20)
     if self.processes.rank == 1 and number and len(updates) == int(number):
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

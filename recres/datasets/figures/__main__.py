@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from recres.commands import refused_several
 from recres.datasets import figures
 
 
@@ -18,6 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--clips-per-group", type=int, default=figures.CLIPS_PER_GROUP, help="of each class"
     )
     parser.add_argument("--groups", type=int, default=figures.GROUPS)
+    if (refused := refused_several(parser.prog)) is not None:
+        return refused
     options = parser.parse_args(arguments)
     if options.out is None and options.sheet is None:
         parser.error("nothing to do: give --out DIR or --sheet PNG")
