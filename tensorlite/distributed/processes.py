@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import secrets
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -111,6 +113,7 @@ def start() -> Processes:
     rank, size = launched()
     if size == 1:
         return Processes()
+    _end_with_parent()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of another MPI's mpiexec: said below, once
@@ -130,6 +133,13 @@ def start() -> Processes:
               flush=True)
         MPI.COMM_WORLD.Abort(1)
         raise
+
+
+def _end_with_parent() -> None:
+    """Let the system kill this process when the one that started it dies: MPI's own beginning waits
+    for the others for ever, in C, where no thread of Python's could look."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 class MPIProcesses(Processes):
