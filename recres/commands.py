@@ -91,7 +91,7 @@ def run(parser: Parser, body: Callable[[argparse.Namespace], int],
     try:
         return body(parser.parse_args(arguments))
     except (Interrupted, KeyboardInterrupt) as stop:
-        print(f"\n{stop or 'interrupted'}", file=sys.stderr)
+        print(f"\n{str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except Exception as error:
         if "--debug" in arguments:

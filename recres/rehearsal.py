@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recres import build, commands, summary
-from recres.commands import Interrupted, Interrupts
+from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.errors import InputError
 from recres.evaluation import chunks_to_assess, score
@@ -37,6 +37,7 @@ from tensorlite.distributed import Processes
 
 SECONDS = 6.0  # of updates, after the first, are measured
 LEAST = 3  # updates measured, though they take longer
+WARM = 3  # updates before them: the first takes longer, and the loader gets ahead of the next two
 BATCHES = 8  # of chunks whose features are made to measure with, at most
 
 
@@ -80,7 +81,7 @@ class Enough(Interrupts):
     """Asks for an end when so many updates were made and so many seconds have passed since the
     first of them. A signal ends all at once: there is nothing to save."""
 
-    def __init__(self, seconds: float = SECONDS, least: int = LEAST) -> None:
+    def __init__(self, seconds: float = SECONDS, least: int = WARM + LEAST) -> None:
         super().__init__("interrupted")
         self.seconds, self.least, self.signalled = seconds, least, False
         self.updates, self._since = 0, 0.0
@@ -88,11 +89,11 @@ class Enough(Interrupts):
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """See `Interrupts`; here it counts."""
-        yield  # (a signal raises here)
+        yield
         self.updates += 1
         if self.updates == 1:
             self._since = time.monotonic()
-        elif self.updates > self.least:
+        elif self.updates >= self.least:
             self.requested = time.monotonic() - self._since > self.seconds
 
     def _handle(self, number: int, frame: object) -> None:
@@ -245,7 +246,9 @@ def rehearse(options: Config, log: Callable[[str], object], seconds: float = SEC
         log(summary.heading(options, trainer.model, job.whole, job.store))
         stop.train(trainer)
         lines = read_metrics(job.run.path / "metrics.jsonl")
-        lines = lines[3:] if len(lines) > 6 + LEAST else lines[min(1, len(lines) - 1) :]
+        if not lines:
+            raise RunFailed("all updates were left out: there is nothing to measure")
+        lines = lines[min(WARM, len(lines) - 1) :]
         times = [(line["data_time"], line["compute_time"], line["chunks"]) for line in lines]
         spent = sum(data + compute for data, compute, _ in times)
         chunk = spent / sum(chunks for *_, chunks in times)

@@ -3,6 +3,8 @@
 metrics.jsonl stays the run's own log, and the event files are made from it: those of a run that is
 gone on with are written anew up to where it goes on, so that no step is there twice and none is
 missing, whatever a killed process left.
+They are written by the caller's own thread: tensorboardX's dies of a full disk, and then whoever
+logs waits for it for ever.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ EVALUATION = {"training_loss": "epoch/training_loss", "loss": "holdout/loss",
 class Events:
     """The event files of the run in `folder`, written up to `update` and `epoch`, open for more.
 
-    InputError where tensorboardX is not installed.
+    InputError where tensorboardX is not installed. Where they cannot be written any more, `error`
+    says why, and no more is written.
     """
 
     def __init__(self, folder: Path, update: int, epoch: int) -> None:
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto.event_pb2 import Event
+            from tensorboardX.summary import scalar
         except ImportError:
             raise InputError("--tensorboard: needs tensorboardX (pip install "
                              "'recres[tensorboard]')") from None
@@ -43,25 +48,42 @@ class Events:
         lines.sort(key=lambda line: (line["update"], line["kind"] == "evaluation"))
         for stale in (folder / FOLDER).glob("events.out.tfevents.*"):
             stale.unlink()
-        self._writer = SummaryWriter(str(folder / FOLDER), flush_secs=FLUSH_SECONDS)
+        self.error: OSError | None = None
+        self._event, self._scalar = Event, scalar
+        (folder / FOLDER).mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / FOLDER / "events"))
         # The log says how long each update took, not when it was.
         moment = time.time() - sum(map(_seconds, lines))
         for line in lines:
             moment += _seconds(line)
             self._write(line, moment)
-        self._writer.flush()
+        self._flush()
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Take over a line of the log."""
-        self._write(line, time.time())
+        if self.error is None:
+            try:
+                self._write(line, time.time())
+                if time.monotonic() - self._flushed > FLUSH_SECONDS:
+                    self._flush()
+            except OSError as error:
+                self.error = error
 
     def close(self) -> None:
         """Write what is left, and close the file."""
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError as error:
+            self.error = error
 
     def _write(self, line: Mapping[str, Any], moment: float) -> None:
         for name, value in scalars(line):
-            self._writer.add_scalar(name, value, line["update"], moment)
+            self._writer.write_event(self._event(wall_time=moment, step=line["update"],
+                                                 summary=self._scalar(name, value)))
+
+    def _flush(self) -> None:
+        self._writer.flush()
+        self._flushed = time.monotonic()
 
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -155,8 +155,9 @@ class Trainer:
     def _check(self, wait: bool = False) -> None:
         """NotWritten if something could not be; `wait` for what is being written."""
         (self.checkpoints.wait if wait else self.checkpoints.check)()
-        if self.metrics is not None and self.metrics.error is not None:
-            raise NotWritten from self.metrics.error
+        for log in (self.metrics, self.events):
+            if log is not None and log.error is not None:
+                raise NotWritten from log.error
 
     def _epoch(self) -> None:
         progress = self.progress

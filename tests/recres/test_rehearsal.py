@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from recres import config, rehearsal, train
 from recres.build import scan_videos
 from recres.loader import FrameLoader
 from recres.rehearsal import Enough, duration, rehearse, some_videos
-from recres.runs import read_metrics
+from recres.runs import MetricsLog, read_metrics
 from tensorlite.io import load_safetensors
 
 
@@ -72,7 +73,7 @@ def test_it_predicts_the_time_of_an_epoch(quick, tiny, figures_root, monkeypatch
     load = FrameLoader.load
 
     def slow(self, chunks, epoch=None, backwards=False):
-        time.sleep(0.02 * len(chunks))
+        time.sleep(0.04 * len(chunks))
         return load(self, chunks, epoch, backwards)
 
     monkeypatch.setattr(FrameLoader, "load", slow)
@@ -149,13 +150,28 @@ def test_enough(monkeypatch):
         with stop.deferred():
             now[0] += 2.0
         asked.append(stop.requested)
-    assert asked == [False] * 3 + [True] * 4
+    assert asked == [False] * 3 + [True] * 4  # so many at least, and so many seconds
     stop, asked = Enough(seconds=0.0, least=3), []
     for _ in range(5):
         with stop.deferred():
             now[0] += 2.0
         asked.append(stop.requested)
-    assert asked == [False] * 3 + [True] * 2
+    assert asked == [False] * 2 + [True] * 3
+
+
+def test_a_signal_ends_it_at_once(quick, tiny, monkeypatch, capsys):
+    """It is not taken for the end of the updates."""
+    append = MetricsLog.append
+
+    def appends(self, line):
+        append(self, line)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(MetricsLog, "append", appends)
+    assert train.main([*tiny, "--check"]) == 130
+    said = capsys.readouterr()
+    assert said.err.strip() == "interrupted" and "measured" not in said.out
+    assert not list((quick / "tmp").iterdir())
 
 
 def test_durations():

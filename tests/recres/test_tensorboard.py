@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import struct
 import sys
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -84,6 +87,28 @@ def test_a_resumed_run_has_no_step_twice_and_none_missing(tiny, tmp_path, monkey
     assert max(step for step, *_ in found) == 8
     times = [moment for *_, moment in found]
     assert times == sorted(times)
+
+
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(tiny, tmp_path, monkeypatch, capsys):
+    """Not so that the run waits for a writer that is no more."""
+    record_writer = pytest.importorskip("tensorboardX.record_writer")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "elsewhere"))
+    folder, write, times = tmp_path / "run", record_writer.RecordWriter.write, []
+
+    def full(self, data):
+        times.append(len(data))
+        if len(times) > 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_writer.RecordWriter, "write", full)
+        assert train.main(["--out", str(folder), *tiny, "--tensorboard"]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "cannot be written: No space left on device; the state after update 1 is saved" in line
+    assert train.main(["--resume", str(folder)]) == 0
+    assert Counter((step, tag) for step, tag, *_ in events(folder)) == expected(folder)
 
 
 def test_without_the_package_it_is_one_line(tiny, tmp_path, monkeypatch, capsys):
