@@ -13,6 +13,7 @@ written is still in memory then, and `rescue` puts it where it can.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
@@ -54,7 +55,8 @@ def recover(folder: Path, log: Callable[[str], object]) -> Path | None:
     """The newest checkpoint, found whole; None where there is none at all.
 
     Where the newest is damaged, the one before takes its place, and `log` is told. FormatError
-    where none is whole, InputError for one that this version does not read.
+    where none is whole, InputError for one that this version does not read, OSError or MemoryError
+    for one that nothing is known to be wrong with, but that cannot be read at the moment.
     """
     newest = folder / NEWEST
     damage: list[str] = []
@@ -64,6 +66,9 @@ def recover(folder: Path, log: Callable[[str], object]) -> Path | None:
         try:
             _, progress = checkpoint.read_checkpoint(path)
         except FormatError as error:
+            cause = error.__cause__
+            if isinstance(cause, MemoryError | OSError) and getattr(cause, "errno", 0) != errno.EIO:
+                raise cause from None
             damage.append(str(error))
             continue
         if path != newest:

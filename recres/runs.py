@@ -83,11 +83,14 @@ class Run:
     @classmethod
     def latest(cls, folder: Path = RUNS) -> Run:
         """The run begun last in `folder`. InputError if there is none."""
-        found = [(str(read_json(path).get("started", "")), path.parent.name)
-                 for path in folder.glob("*/config.json")]
+        found = []
+        for path in folder.glob("*/config.json"):
+            with contextlib.suppress(InputError):  # what is wrong with another run is no obstacle
+                run = cls.open(path.parent)
+                found.append((str(run.about.get("started", "")), path.parent.name, run))
         if not found:
             raise InputError(f"{folder}: no run there to go on with")
-        return cls.open(folder / max(found)[1])
+        return max(found, key=lambda one: one[:2])[2]
 
     def discard(self) -> None:
         """Remove a new run that could not begin, so that its folder can be used again. A run that

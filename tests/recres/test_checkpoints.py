@@ -111,6 +111,31 @@ def test_a_newer_one_is_refused_and_stays(tmp_path):
     assert (tmp_path / NEWEST).read_bytes() == before
 
 
+@pytest.mark.parametrize("error, damaged", [
+    (PermissionError(errno.EACCES, "Permission denied"), False),
+    (OSError(errno.ESTALE, "Stale file handle"), False), (MemoryError(), False),
+    (OSError(errno.EIO, "Input/output error"), True)])
+def test_what_cannot_be_read_at_the_moment_is_not_damaged(tmp_path, monkeypatch, error, damaged):
+    """Training that was done is not thrown away for it. A bad sector stays as it is."""
+    save(tmp_path, 2, 1, 2)
+    read_bytes, said = Path.read_bytes, []
+
+    def reads(self):
+        if self.name == NEWEST:
+            raise error
+        return read_bytes(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", reads)
+        if damaged:
+            recover(tmp_path, said.append)
+        else:
+            with pytest.raises(type(error)):
+                recover(tmp_path, said.append)
+    assert len(said) == damaged == (tmp_path / DAMAGED).exists()
+    assert checkpoint.read_checkpoint(tmp_path / NEWEST)[1].update == 2 - damaged
+
+
 def test_one_writer_at_a_time_while_the_caller_goes_on(tmp_path, monkeypatch):
     original, go, running, most = checkpoint.write, threading.Event(), [], []
 

@@ -83,6 +83,10 @@ def test_the_latest_run_is_the_one_begun_last(tmp_path):
     for name, started in (("b", "2026-01-02T10:00:00"), ("a", "2026-01-03T10:00:00")):
         Run.create(tmp_path / name, OPTIONS, {"started": started}).unlock()
     assert Run.latest(tmp_path).path.name == "a"
+    for name, text in (("c", "[]"), ("d", "{"), ("e", '{"started": "3", "options": 3}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+    assert Run.latest(tmp_path).path.name == "a"
     with pytest.raises(InputError, match="no run there"):
         Run.latest(tmp_path / "none")
 
