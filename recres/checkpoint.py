@@ -2,10 +2,11 @@
 
 A checkpoint is one safetensors file: parameters and buffers under "model/", the optimiser's state
 under "optimizer/", the loss scaler's under "scaler/" if there is one, the counters as JSON in the
-metadata. A saved model has the parameters and buffers alone, under their own names. Both carry a
-SHA-256 of their arrays and metadata, so that a file that was altered is not taken for whole; those
-of format 1 had none. The file appears whole or not at all; which files a run keeps, and when it
-writes them, is in `recres.checkpoints`.
+metadata. A saved model has the parameters and buffers alone, under their own names. Both name their
+format and carry a SHA-256 of their arrays and metadata, so that a file that was altered is not
+taken for whole. Checkpoints of format 1 had none, the first saved models not even a format. The
+file appears whole or not at all; which files a run keeps, and when it writes them, is in
+`recres.checkpoints`.
 Random draws need no state: each is keyed by what it is for (`recres.random`).
 """
 
@@ -29,6 +30,7 @@ from tensorlite.optim import LossScaler, Optimizer
 
 FORMAT = "recres-checkpoint-2"
 OLDER = ("recres-checkpoint-1",)  # without a digest
+MODEL_FORMAT = "recres-model-1"
 DIGEST = "sha256"  # the same in every version: it tells a newer file from a damaged one
 
 Arrays = dict[str, np.ndarray]
@@ -110,9 +112,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Arrays, Progress]:
     arrays, metadata = read(path)
     found = metadata.get("format", "")
     if found not in (FORMAT, *OLDER):
-        if re.fullmatch(r"recres-checkpoint-\d{1,9}", found):
-            raise InputError(f"{path}: its format is {found}, and this version of recres reads "
-                             f"none after {FORMAT}")
+        _refuse_newer(path, found, FORMAT)
         raise InputError(f"{path}: not a checkpoint to go on from")
     try:
         progress = Progress(**json.loads(metadata["progress"]))
@@ -122,15 +122,32 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[Arrays, Progress]:
         raise FormatError(f"{path}: its counters cannot be read") from None
 
 
+def _refuse_newer(path: str | os.PathLike[str], found: str, newest: str) -> None:
+    """InputError where the format `found` is a later one than `newest`."""
+    kind = re.escape(newest.rpartition("-")[0])
+    if re.fullmatch(rf"{kind}-\d{{1,9}}", found):
+        raise InputError(f"{path}: its format is {found}, and this version of recres reads none "
+                         f"after {newest}")
+
+
 def save_model(path: str | os.PathLike[str], model: Module, about: Mapping[str, str]) -> None:
     """Write the parameters and buffers alone, under their own names; `about` is the metadata."""
-    write(path, model.state_dict(), about)
+    write_model(path, model.state_dict(), about)
+
+
+def write_model(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray],
+                about: Mapping[str, str]) -> None:
+    """`save_model` of arrays that were copied from the model before."""
+    write(path, arrays, {**about, "format": MODEL_FORMAT})
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
     """What `save_model` wrote: arrays and metadata. FormatError or InputError if it is not that."""
     arrays, about = read(path)
-    if "classes" not in about:
+    found = about.pop("format", MODEL_FORMAT)  # (the first ones had none)
+    if found != MODEL_FORMAT:
+        _refuse_newer(path, found, MODEL_FORMAT)
+    if found != MODEL_FORMAT or "classes" not in about:
         raise InputError(f"{path}: not a model saved by a run")
     return arrays, about
 
@@ -156,7 +173,7 @@ def read(path: str | os.PathLike[str]) -> tuple[Arrays, dict[str, str]]:
     """
     arrays, metadata = load_safetensors(path)
     expected = metadata.pop(DIGEST, None)
-    if expected is None and metadata.get("format") == FORMAT:
+    if expected is None and metadata.get("format") in (FORMAT, MODEL_FORMAT):
         raise FormatError(f"{path}: damaged: it lacks its {DIGEST}")
     if expected is not None and digest(arrays, metadata) != expected:
         raise FormatError(f"{path}: damaged: its {DIGEST} is not that of what was written")

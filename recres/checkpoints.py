@@ -66,9 +66,7 @@ def recover(folder: Path, log: Callable[[str], object]) -> Path | None:
         try:
             _, progress = checkpoint.read_checkpoint(path)
         except FormatError as error:
-            cause = error.__cause__
-            if isinstance(cause, MemoryError | OSError) and getattr(cause, "errno", 0) != errno.EIO:
-                raise cause from None
+            _raise_if_passing(error)
             damage.append(str(error))
             continue
         if path != newest:
@@ -84,6 +82,28 @@ def recover(folder: Path, log: Callable[[str], object]) -> Path | None:
         raise FormatError(f"{'; '.join(damage)}; no other checkpoint of the run is whole: it has "
                           "to be begun anew")
     return None
+
+
+def has_best(folder: Path, epoch: int, log: Callable[[str], object]) -> bool:
+    """Whether best.safetensors is whole, and of the epoch that a checkpoint calls the best.
+
+    It is of a later one where that was killed, or damaged, before it had a checkpoint; that epoch
+    is trained again. `log` is told of damage. Raises as `recover`.
+    """
+    try:
+        return checkpoint.load_model(folder / BEST)[1].get("epoch") == str(epoch)
+    except FormatError as error:
+        _raise_if_passing(error)
+        log(f"damaged   {error}: the best model is lost, and the best of the epochs that are left "
+            "takes its place, or the last if none is")
+        return False
+
+
+def _raise_if_passing(error: FormatError) -> None:
+    """Raise the cause of `error` where a file cannot be read though it may well be whole."""
+    cause = error.__cause__
+    if isinstance(cause, MemoryError | OSError) and getattr(cause, "errno", 0) != errno.EIO:
+        raise cause from None
 
 
 class Checkpoints:
@@ -119,7 +139,7 @@ class Checkpoints:
         """Begin to write the best model; a checkpoint saved afterwards is written after it."""
         def write() -> None:
             self._failed = arrays, metadata
-            checkpoint.write(self.folder / BEST, arrays, metadata)
+            checkpoint.write_model(self.folder / BEST, arrays, metadata)
             self._failed = None
 
         self._begin(write)
@@ -159,7 +179,7 @@ class Checkpoints:
         try:
             place = Path(tempfile.mkdtemp(prefix="recres-"))
             if self._failed is not None:
-                checkpoint.write(place / BEST, *self._failed)
+                checkpoint.write_model(place / BEST, *self._failed)
             checkpoint.write(place / NEWEST, arrays, metadata)
         except Exception as second:
             where = place or "a temporary folder"

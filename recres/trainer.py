@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from recres import checkpoint
 from recres.checkpoint import Progress
-from recres.checkpoints import NEWEST, Checkpoints, NotWritten
+from recres.checkpoints import NEWEST, Checkpoints, NotWritten, has_best
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.evaluation import chunk_labels, score
@@ -104,9 +104,18 @@ class Trainer:
         if newest.is_file():
             self.progress = checkpoint.load(newest, self.model, self.optimizer, self.scaler)
             written = self.progress.update
+            self._see_to_best()
         self.checkpoints = Checkpoints(self.run.path, self.config.keep, written, self.processes)
         if not newest.is_file():
             self.save()  # before anything is trained: the start need not be read again
+
+    def _see_to_best(self) -> None:
+        """Look for another best model where the one so far is not there."""
+        progress = self.progress
+        if progress.best and not has_best(self.run.path, progress.best["epoch"], self.log):
+            progress.best = None
+            if progress.epoch == self.epochs:  # all but the evaluation of the last is done
+                progress.epoch, progress.done = self.epochs - 1, self.an_epoch
 
     @np.errstate(all="ignore")  # what is not finite is found out and said below
     def train(self) -> None:

@@ -41,8 +41,10 @@ def test_the_digest_is_of_what_is_read_back(tmp_path, dtype):
     assert np.array_equal(checkpoint.read(tmp_path / "a.safetensors")[0]["a"], array)
 
 
-def test_a_byte_that_was_altered_is_found(path):
+@pytest.mark.parametrize("about", [PROGRESS, {"format": checkpoint.MODEL_FORMAT, "classes": "[]"}])
+def test_a_byte_that_was_altered_is_found(path, about):
     """Wherever it is; from an altered space after the header everything is read as it was."""
+    checkpoint.write(path, ARRAYS, about)
     data, harmless = path.read_bytes(), 0
     for position in range(len(data)):
         altered = bytearray(data)
@@ -53,7 +55,7 @@ def test_a_byte_that_was_altered_is_found(path):
         except FormatError:
             continue
         harmless += 1
-        assert metadata == PROGRESS
+        assert metadata == about
         assert all(arrays[n].tobytes() == ARRAYS[n].tobytes() for n in ARRAYS)
         assert all(arrays[n].dtype == ARRAYS[n].dtype for n in ARRAYS)
     assert harmless < 8
@@ -113,14 +115,55 @@ def test_one_without_the_digest_that_it_should_have_is_damaged(path):
         checkpoint.read(path)
 
 
-def test_a_saved_model_that_was_altered_is_refused_and_an_older_one_is_not(path):
-    about = {"classes": "[]", "epoch": "3"}
-    checkpoint.write(path, ARRAYS, about)
-    assert checkpoint.load_model(path)[1] == about
+ABOUT = {"classes": "[]", "epoch": "3"}
+
+
+def test_a_saved_model_that_was_altered_is_refused(path):
+    checkpoint.write_model(path, ARRAYS, ABOUT)
+    assert checkpoint.load_model(path)[1] == ABOUT
     data = path.read_bytes()
     path.write_bytes(data.replace(b'"epoch":"3"', b'"epoch":"4"'))
     assert path.read_bytes() != data
     with pytest.raises(FormatError, match="damaged: its sha256 is not that of what was written"):
         checkpoint.load_model(path)
-    save_safetensors(path, ARRAYS, about)
-    assert checkpoint.load_model(path)[1] == about
+
+
+def test_a_saved_model_of_a_newer_version_is_refused_by_name(path):
+    checkpoint.write(path, ARRAYS, ABOUT | {"format": "recres-model-2"})
+    with pytest.raises(InputError, match=r"format is recres-model-2, .* none after recres-model-1"):
+        checkpoint.load_model(path)
+    checkpoint.write(path, ARRAYS, ABOUT | {"format": "pt"})
+    with pytest.raises(InputError, match="not a model saved by a run"):
+        checkpoint.load_model(path)
+
+
+# Files as the versions before wrote them, byte by byte, so that nothing of today's writer is in
+# them: the number 1.5 as the parameter "w".
+HEADERS = {
+    "recres-checkpoint-1": {"format": "recres-checkpoint-1", "progress":
+        '{"epoch": 1, "done": 2, "update": 9, "seconds": 0.5, "best": null}'},
+    "recres-checkpoint-2": {"format": "recres-checkpoint-2", "progress":
+        '{"epoch": 1, "done": 2, "update": 9, "seconds": 0.5, "best": null, "unlogged": []}',
+        "sha256": "6164268a5a4ffe0675baf244444e2422cf5f2bf8fceb6c6241ed6910a8ecdde2"},
+    "without": ABOUT,
+    "without, with a digest": ABOUT | {
+        "sha256": "214db178bedd02df3d7fa4859571c79113872d47fa6b92098c99afe8be1b4c96"},
+    "recres-model-1": ABOUT | {
+        "format": "recres-model-1",
+        "sha256": "1784451eb1e6775f8d2ac4508309a0c81b7d9f1a055f498de59146e2def98041"},
+}
+
+
+@pytest.mark.parametrize("version", HEADERS)
+def test_files_of_every_version_are_read(path, version):
+    name = "model/w" if "checkpoint" in version else "w"
+    header = json.dumps({"__metadata__": HEADERS[version],
+                         name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0\xc0\x3f")
+    if "checkpoint" in version:
+        arrays, progress = checkpoint.read_checkpoint(path)
+        assert progress == checkpoint.Progress(1, 2, 9, 0.5)
+    else:
+        arrays, about = checkpoint.load_model(path)
+        assert about == ABOUT
+    assert list(arrays) == [name] and arrays[name].tolist() == [1.5]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +212,41 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(trained, tiny, tmp_pat
     assert f"{NEWEST}: damaged: its sha256 is not that of what was written: going on from the " \
            f"one before, checkpoint-1.safetensors, after update {before}\n" in said
     assert_same_run(folder, trained)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 5000)])
+def test_a_best_model_that_is_damaged_is_noticed_when_the_run_goes_on(trained, tmp_path, capsys,
+                                                                      harm):
+    """Even where all epochs are done: the last of them then stands for it."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "result.json").unlink()
+    harm(folder / BEST)
+    assert train.main(["--resume", str(folder)]) == 0
+    assert f"damaged   {folder / BEST}: " in capsys.readouterr().out
+    arrays, about = checkpoint.load_model(folder / BEST)
+    newest = checkpoint.read_checkpoint(folder / NEWEST)
+    assert about["epoch"] == "2" and newest[1].best["epoch"] == newest[1].epoch == 2
+    assert all(newest[0][f"model/{name}"].tobytes() == arrays[name].tobytes() for name in arrays)
+    assert read_json(folder / "result.json")["best"]["epoch"] == 2
+
+
+def test_a_best_model_of_an_epoch_that_is_trained_again_is_not_taken_for_another(
+        trained, tmp_path, monkeypatch, capsys):
+    """As after the damage of a checkpoint, where the second time an epoch comes out otherwise."""
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "result.json").unlink()
+    arrays, metadata = checkpoint.read(folder / NEWEST)
+    progress = json.loads(metadata["progress"])
+    progress["best"] |= {"epoch": 1, "video_error": -1.0}  # better than what is yet to come
+    progress |= {"epoch": 1, "done": 4}
+    checkpoint.write(folder / NEWEST, arrays, metadata | {"progress": json.dumps(progress)})
+    model, about = checkpoint.load_model(folder / BEST)
+    checkpoint.write_model(folder / BEST, model, about | {"epoch": "2"})
+    assert train.main(["--resume", str(folder)]) == 0
+    assert "damaged" not in capsys.readouterr().out
+    about = checkpoint.load_model(folder / BEST)[1]
+    best = checkpoint.read_checkpoint(folder / NEWEST)[1].best
+    assert about["epoch"] == str(best["epoch"]) == "2"
 
 
 def test_none_that_is_whole(tiny, tmp_path, monkeypatch, capsys):

@@ -155,7 +155,9 @@ def test_one_writer_at_a_time_while_the_caller_goes_on(tmp_path, monkeypatch):
     writer.save(*state(3), 3)
     writer.wait()
     assert most == [1, 1, 1] and not writer.busy and writer.written == 3
-    assert updates(tmp_path) == {BEST: 2, "checkpoint-1.safetensors": 1, NEWEST: 3}
+    assert checkpoint.read(tmp_path / BEST)[0]["model/w"][0] == 2
+    (tmp_path / BEST).unlink()
+    assert updates(tmp_path) == {"checkpoint-1.safetensors": 1, NEWEST: 3}
 
 
 def test_what_went_wrong_is_raised_later_and_the_ones_before_stay(tmp_path, monkeypatch):
