@@ -207,8 +207,9 @@ class Checkpoints:
             except Exception as error:
                 self._error = error
 
-        self._thread = threading.Thread(target=body, name="checkpoint")
-        self._thread.start()
+        thread = threading.Thread(target=body, name="checkpoint")
+        thread.start()
+        self._thread = thread  # (a signal may come in between: one not begun cannot be waited for)
 
     def _write_newest(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
         """Whole on disk under another name first: the others move up only for one that is."""

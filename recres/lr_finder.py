@@ -169,11 +169,13 @@ def draw(found: Range, path: Path) -> bool:
     axes = figure.add_subplot()
     axes.plot(found.rates, found.losses, color="0.75", label="loss")
     axes.plot(found.rates, found.smoothed, color="C0", label="smoothed")
+    axes.plot(found.best, min(found.smoothed), "o", color="C0", label=f"least: {found.best:.2g}")
     axes.axvline(found.suggested, color="C3", linestyle="--",
                  label=f"suggested: {found.suggested:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss")
-    low, high = min(found.smoothed), max(found.smoothed[0], min(found.smoothed))
-    axes.set_ylim(low - 0.3 * (high - low + 0.1), high + 1.5 * (high - low + 0.1))
+    low, high = min(found.losses), max(found.losses[0], found.smoothed[0])
+    room = high - low + 0.1  # (above, where the loss diverges, it may leave the picture)
+    axes.set_ylim(low - 0.1 * room, high + room)
     axes.legend()
     with replacing(path) as beside:
         figure.savefig(beside, dpi=110, format="png")

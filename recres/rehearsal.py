@@ -2,9 +2,9 @@
 it that is really done.
 
 Data, weights and network are loaded as for the run, some updates are made by the training loop
-itself, and two videos are evaluated; the time for each chunk is then counted up to the whole. All
-that is written goes to a folder that is removed at the end. Started by mpiexec, all processes take
-part (`follow`), as they do in a run.
+itself, and two videos or a few more are evaluated; the time for each chunk is then counted up to
+the whole. All that is written goes to a folder that is removed at the end. Started by mpiexec, all
+processes take part (`follow`), as they do in a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from recres import build, commands, summary
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.errors import InputError
-from recres.evaluation import chunks_to_assess, score
+from recres.evaluation import CHUNKS_AT_ONCE, chunks_to_assess, score
 from recres.feature_store import FeatureStore, free_bytes
 from recres.loader import FrameLoader, Loader, Videos, describe_updates
 from recres.models import VideoResNet
@@ -272,14 +272,18 @@ def rehearse(options: Config, log: Callable[[str], object], seconds: float = SEC
 
 
 def _evaluation(trainer: Trainer, videos: Videos, loader: Loader, side: str) -> float:
-    """Seconds that evaluating a chunk takes: of two videos, after two others."""
-    places = videos.sides[side]
-    for chosen in (places[2:4] or places[:2], places[:2]):
-        two = side_of(videos, side, chosen)
+    """Seconds that evaluating a chunk takes: of two videos, or as many more as fill two batches (of
+    one, loading would not go on beside computing as it does in a run), after two others."""
+    places, count = videos.sides[side], 2
+    while (count < len(places)
+           and len(side_of(videos, side, places[:count]).chunks(side)) < 2 * CHUNKS_AT_ONCE):
+        count += 1
+    for chosen in (places[count : count + 2] or places[:2], places[:count]):
+        part = side_of(videos, side, chosen)
         began = time.perf_counter()
-        score(trainer.model, loader, two, side)
+        score(trainer.model, loader, part, side)
         seconds = time.perf_counter() - began
-    return seconds / len(two.chunks(side))
+    return seconds / len(part.chunks(side))
 
 
 def _gpu_bytes(device: str) -> int | None:

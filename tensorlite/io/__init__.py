@@ -14,6 +14,7 @@ import io
 import json
 import os
 import re
+import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -174,7 +175,8 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A name beside `path` to write a file under, which takes the place of `path` when the block
     ends and is removed when it fails: `path` appears whole or stays as it was."""
-    beside = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    # (on a shared disk writers on several machines may well have the same number)
+    beside = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield beside
         os.replace(beside, path)

@@ -7,6 +7,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from recres import config, rehearsal, train
 from recres.build import scan_videos
 from recres.loader import FrameLoader
-from recres.rehearsal import Enough, duration, rehearse, some_videos
+from recres.rehearsal import Enough, duration, rehearse, side_of, some_videos
 from recres.runs import MetricsLog, read_metrics
 from tensorlite.io import load_safetensors
 
@@ -107,6 +108,25 @@ def test_features_are_made_of_a_few_and_the_store_is_left_alone(quick, tiny, fig
     assert files(quick / "store") == before
 
 
+def test_evaluation_is_measured_in_batches_as_large_as_the_runs(figures_root, monkeypatch):
+    """A batch costs as much as a full one here, however few chunks are in it."""
+    videos = scan_videos(config.resolve({"root": str(figures_root), "threads": 1, "context": 2,
+                                         "frame_step": 1}), str)
+    now, measured = [0.0], []
+
+    def score(model, loader, part, side):
+        measured.append(len(part.chunks(side)))
+        now[0] += 0.32 * -(-measured[-1] // 32)
+
+    monkeypatch.setattr(rehearsal, "score", score)
+    monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: now[0])
+    found = rehearsal._evaluation(SimpleNamespace(model=None), videos, None, "test")
+    whole = len(videos.chunks("test"))
+    assert measured[-1] >= min(64, whole) > len(side_of(videos, "test", videos.sides["test"][:2]
+                                                        ).chunks("test"))
+    assert found == pytest.approx(0.32 * -(-whole // 32) / whole, rel=0.3)
+
+
 def test_a_few_videos(figures_root):
     options = config.resolve({"root": str(figures_root), "holdout": 0.3, "threads": 1})
     videos = scan_videos(options, str)
@@ -181,7 +201,7 @@ def test_durations():
 
 @pytest.mark.long
 def test_an_epoch_of_real_clips(shared, tmp_path):
-    """Predicted within 30 % (once more where the machine was busy with something else)."""
+    """Predicted within 30 %; once more where the machine was busy with something else."""
     options = ["--data", "ucf101", "--root", str(shared / "ucf101-7"), "--image-size", "64",
                "--backbone", "resnet18", "--width", "8", "--batch", "8", "--context", "2",
                "--chunks-per-video", "5", "--epochs", "2", "--threads", "1"]
@@ -189,13 +209,16 @@ def test_an_epoch_of_real_clips(shared, tmp_path):
         pytest.skip("no real clips")
     wanted = config.resolve(config.given(train.parser().parse_args(options)))
     errors = []
-    for attempt in range(2):
-        found = rehearse(wanted, str, 4.0)
+    for attempt in range(3):
+        before = rehearse(wanted, str, 4.0).epoch
         folder = tmp_path / str(attempt)
         assert train.main(["--out", str(folder), *options]) == 0
+        after = rehearse(wanted, str, 4.0).epoch
         lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["epoch"] == 2]
         actual = sum(line["data_time"] + line["compute_time"] for line in lines)
-        errors.append(abs(found.epoch / actual - 1))
-        if errors[-1] < 0.3:
+        if abs(before / actual - 1) < 0.3:
             return
-    raise AssertionError(f"off by {errors}, load {os.getloadavg()[0]:.1f}")
+        errors.append(before / actual - 1)
+        # Had the machine other things to do meanwhile? Then it says so of two checks as well.
+        assert abs(before / after - 1) > 0.15, f"off by {errors}, load {os.getloadavg()[0]:.1f}"
+    pytest.skip(f"the machine is too busy for its times to be compared: off by {errors}")

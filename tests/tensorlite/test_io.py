@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tensorlite.io as tio
-from tensorlite.io import limits
+from tensorlite.io import limits, replacing
 from tensorlite.io.torch_pickle import decode
 
 RNG = np.random.default_rng(7)
@@ -706,3 +706,12 @@ def test_layouts():
 
 def test_bytes_other_than_0_and_1_are_true():
     assert decode(b"\x00\x01\x02\xff", "?").tolist() == [False, True, True, True]
+
+
+def test_two_writers_of_one_file_do_not_write_into_each_others(tmp_path):
+    """Though they have the same number, as processes on two machines may; the last one stays."""
+    path = tmp_path / "x.txt"
+    with replacing(path) as one, replacing(path) as other:
+        one.write_text("one, the longer")
+        other.write_text("other")
+    assert path.read_text() == "one, the longer" and len(list(tmp_path.iterdir())) == 1
