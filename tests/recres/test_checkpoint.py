@@ -9,6 +9,7 @@ import pytest
 
 from recres import checkpoint
 from recres.errors import InputError
+from tensorlite import Tensor, nn, optim
 from tensorlite.io import FormatError, load_safetensors, save_safetensors
 
 ARRAYS = {"model/w": np.arange(6, dtype=np.float32).reshape(2, 3), "optimizer/step": np.array(7),
@@ -167,3 +168,23 @@ def test_files_of_every_version_are_read(path, version):
         arrays, about = checkpoint.load_model(path)
         assert about == ABOUT
     assert list(arrays) == [name] and arrays[name].tolist() == [1.5]
+
+
+def test_a_snapshot_is_not_changed_by_the_next_update():
+    """It is written while training goes on."""
+    model, scaler = nn.Linear(3, 2), optim.LossScaler()
+    optimizer = optim.Adam(dict(model.named_parameters()))
+
+    def update() -> None:
+        optimizer.zero_grad()
+        model(Tensor(np.ones((4, 3), np.float32))).sum().backward()
+        optimizer.step()
+
+    update()
+    arrays, _ = checkpoint.snapshot(model, optimizer, checkpoint.Progress(), scaler)
+    before = {name: array.copy() for name, array in arrays.items()}
+    update()
+    after, _ = checkpoint.snapshot(model, optimizer, checkpoint.Progress(), scaler)
+    assert all(np.array_equal(arrays[name], before[name]) for name in arrays)
+    assert {name for name in arrays if np.array_equal(arrays[name], after[name])} <= {
+        "optimizer/lr", "scaler/scale", "scaler/good_steps"}

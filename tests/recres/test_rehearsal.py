@@ -88,7 +88,8 @@ def test_it_predicts_the_time_of_an_epoch(quick, tiny, figures_root, monkeypatch
     actual = sum(line["data_time"] + line["compute_time"] for line in lines)
     assert found.epoch == pytest.approx(actual, rel=0.3)
     size = (folder / "checkpoint.safetensors").stat().st_size
-    assert found.disk == 4 * size
+    # (a line more in the checkpoint's counters, where there was a best epoch already)
+    assert 4 * (size - 500) < found.disk <= 4 * size
 
 
 def test_features_are_made_of_a_few_and_the_store_is_left_alone(quick, tiny, figures_root, capsys):
