@@ -173,7 +173,7 @@ def test_files_of_every_version_are_read(path, version):
 def test_a_snapshot_is_not_changed_by_the_next_update():
     """It is written while training goes on."""
     model, scaler = nn.Linear(3, 2), optim.LossScaler()
-    optimizer = optim.Adam(dict(model.named_parameters()))
+    optimizer = optim.Adam(list(model.named_parameters()))
 
     def update() -> None:
         optimizer.zero_grad()
