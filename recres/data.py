@@ -9,6 +9,7 @@ set, or a store of its frames, is as it should be.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -24,7 +25,7 @@ import cv2
 from recres import build, commands, config
 from recres.commands import Interrupts, bar, say
 from recres.config import MOST_THREADS, Config
-from recres.data_check import check_data_set, check_store
+from recres.data_check import check_data_set, check_store, videos_folder
 from recres.datasets import Video, ucf101
 from recres.errors import InputError
 from recres.files import write_json
@@ -38,6 +39,7 @@ from recres.video.frame_store import (
     encode_video,
 )
 from recres.video.processes import in_processes
+from tensorlite.io import one_line
 
 CONTEXT = 8  # for which a store is made by default; short videos take more room with more
 SHOWN = 10  # problems of each kind that `check` prints
@@ -170,7 +172,10 @@ def _fill(writer: FrameStoreWriter, missing: Sequence[Video], skip_bad: bool, wo
         for video, (line, data) in zip(missing, results, strict=True):
             if line.bad is not None and not skip_bad:
                 raise VideoError(video.path, line.bad)
-            writer.add(line, data)
+            try:
+                writer.add(line, data)
+            except OSError as error:  # "no space left" alone does not say where
+                raise OSError(error.errno, error.strerror, str(writer.path)) from error
             frames += line.frames
             shown.update()
     return frames
@@ -187,7 +192,7 @@ def _note_bad(root: Path, line: Line, skip_bad: bool) -> None:
     if not skip_bad:
         raise InputError(f"{root}: {line.video} cannot be used: {line.bad} (--skip-bad leaves such "
                          "videos out)")
-    say(f"skipped   {line.video}: {line.bad}")
+    say(one_line(f"skipped   {line.video}: {line.bad}"))
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -197,8 +202,10 @@ def _check(args: argparse.Namespace) -> int:
     if args.store is not None:
         store = FrameStore(args.store, tolerant=True)
         made_of = store.about.get("root")
-        if root is None and isinstance(made_of, str) and os.path.isdir(made_of):
-            root = Path(made_of)
+        if root is None and isinstance(made_of, str):
+            with contextlib.suppress(InputError):  # it is not here, or not with its videos
+                videos_folder(Path(made_of))
+                root = Path(made_of)
     counts = {}
     if args.root is not None:
         found = check_data_set(args.root, args.workers, store.settings if store else None)
@@ -207,20 +214,28 @@ def _check(args: argparse.Namespace) -> int:
     if store is not None:
         problems += check_store(store, root, args.workers, counts)
         say(f"store     {args.store}: {len(store.lines)} videos, {store.nbytes / 1e9:.3f} GB, "
-            + (f"compared with {root}" if root else "compared with no data set (see --root)"))
+            + (one_line(f"compared with {root}") if root
+               else "compared with no data set (see --root)"))
     kinds = Counter(problem.kind for problem in problems)
     for kind in kinds:
         of_kind = [problem for problem in problems if problem.kind == kind]
         for problem in of_kind[:SHOWN]:
-            say(f"{problem.kind:16} {problem.where}: {problem.what}")
+            say(one_line(f"{problem.kind:16} {problem.where}: {problem.what}"))
         if len(of_kind) > SHOWN:
             say(f"{'':16} … and {len(of_kind) - SHOWN} more (--json has them all)")
     say(_table(kinds))
     if args.json is not None:
         write_json(args.json, {
-            "root": str(root) if root else None, "store": str(args.store) if store else None,
-            "counts": dict(kinds), "problems": [problem._asdict() for problem in problems]})
+            "root": _text(root) if root else None, "store": _text(args.store) if store else None,
+            "counts": dict(kinds),
+            "problems": [{name: _text(text) for name, text in problem._asdict().items()}
+                         for problem in problems]})
     return 1 if problems else 0
+
+
+def _text(value: object) -> str:
+    """As JSON can have it: bytes of names that are no UTF-8 escaped."""
+    return str(value).encode(errors="backslashreplace").decode()
 
 
 def _table(kinds: Counter[str]) -> str:

@@ -36,7 +36,7 @@ from typing import NamedTuple
 from recres.commands import bar
 from recres.datasets import ucf101
 from recres.errors import InputError
-from recres.video.decode import VideoError, iter_frames
+from recres.video.decode import VideoError, check_file, iter_frames
 from recres.video.frame_store import (
     FrameStore,
     Line,
@@ -48,7 +48,7 @@ from recres.video.frame_store import (
 from recres.video.prefetch import Prefetcher
 from recres.video.processes import in_processes
 
-_NAME = re.compile(r"v_(\w+)_g(\d+)_c\d+\.avi", re.IGNORECASE | re.ASCII)
+_NAME = re.compile(r"v_(\w+)_g\d{1,9}_c\d+\.avi", re.IGNORECASE | re.ASCII)
 
 
 class Problem(NamedTuple):
@@ -101,15 +101,13 @@ def check_data_set(root: str | os.PathLike[str], workers: int = 1,
     """Look at every list and every video under `root`. settings: of a store, to count what it has
     of each video. InputError where there is no such folder."""
     root = Path(root)
-    folder = _videos_folder(root)
+    folder = videos_folder(root)
     lists = _read_lists(root)
     problems = list(lists.problems)
     paths, on_disk = _walk(folder, problems)
+    names = {path.name.lower() for path in on_disk.values()}
     for key, entry in lists.listed.items():
-        if f"{entry.folder}/{entry.name}.avi".lower() in on_disk:
-            continue
-        elsewhere = any(path.name.lower() == f"{key}.avi" for path in on_disk.values())
-        if not elsewhere:  # else it is in the wrong folder, which is said below
+        if f"{key}.avi" not in names:  # (what is in the wrong folder is said below)
             problems.append(Problem("missing", str(folder / entry.file),
                                     f"no such file, but {entry.where} lists it"))
     for path in paths:
@@ -138,6 +136,7 @@ def inspect(path: Path) -> _Seen:
         if not path.is_file():  # opening a pipe would wait for ever
             path.stat()
             return _seen("unreadable", path, "not a regular file")
+        check_file(path)  # what is no video is not read to its end, however large it is
         sha256 = file_state(path)["sha256"]
         total = 0
         for index, _ in iter_frames(path):
@@ -168,7 +167,8 @@ def _kept(total: int, settings: Settings) -> int:
     return sampled if sampled >= settings.context else len(kept_indices(total, settings))
 
 
-def _videos_folder(root: Path) -> Path:
+def videos_folder(root: Path) -> Path:
+    """Where the videos of the data set under `root` are; InputError where it is no folder."""
     folder = root if root.name == "UCF-101" else root / "UCF-101"
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected the videos of a data set there")
@@ -225,36 +225,27 @@ def _read_lists(root: Path) -> _Lists:
         if number > 1 and not any(file.exists() for file in files):
             continue
         seen: dict[str, _Entry] = {}
-        train, test = (_read_list(file, classes, seen, problems) for file in files)
+        train, test = (_read_list(file, classes, seen, problems, labelled)
+                       for file, labelled in zip(files, (True, False), strict=True))
         problems.extend(_sides(number, files, train, test))
         listed = seen | listed
     return _Lists(classes, listed, problems)
 
 
 def _lines(path: Path, problems: list[Problem]) -> list[tuple[str, list[str]]]:
-    """("file:line", its words) of every line that is not blank."""
+    """As `ucf101.lines`; none of a list that cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        problems.append(Problem("list", str(path), "no such file"))
+        return list(ucf101.lines(path))
+    except InputError as error:
+        problems.append(Problem("list", str(path), str(error).removeprefix(f"{path}: ")))
         return []
-    except UnicodeDecodeError:
-        problems.append(Problem("list", str(path), "not a text file"))
-        return []
-    except OSError as error:
-        problems.append(Problem("unreadable", str(path), error.strerror or str(error)))
-        return []
-    lines = [(f"{path}:{number}", words)
-             for number, line in enumerate(text.splitlines(), start=1) if (words := line.split())]
-    if not lines:
-        problems.append(Problem("list", str(path), "the list is empty"))
-    return lines
 
 
 def _read_classes(path: Path, problems: list[Problem]) -> dict[str, int]:
     classes: dict[str, int] = {}
     for count, (where, words) in enumerate(_lines(path, problems), start=1):
-        if len(words) != 2 or words[0] != str(count):
+        if (len(words) != 2 or words[0] != str(count)
+                or not ucf101.CLASS.fullmatch(words[1])):
             problems.append(Problem("class-index", where,
                                     f"{' '.join(words)!r}, expected '{count} <Class>'"))
         name = words[-1].lower()
@@ -265,27 +256,26 @@ def _read_classes(path: Path, problems: list[Problem]) -> dict[str, int]:
 
 
 def _read_list(path: Path, classes: Mapping[str, int], seen: dict[str, _Entry],
-               problems: list[Problem]) -> list[_Entry]:
+               problems: list[Problem], labelled: bool) -> list[_Entry]:
     result: list[_Entry] = []
     for where, words in _lines(path, problems):
-        folder, _, file = words[0].rpartition("/")
-        match = _NAME.fullmatch(file)
-        if match is None or len(words) > 2 or "/" in folder or "\\" in folder or not folder:
-            problems.append(Problem("list", where, f"{' '.join(words)!r}, expected "
-                                                   "<Class>/v_<Class>_g<group>_c<clip>.avi"))
+        match = ucf101.ENTRY.fullmatch(words[0])
+        if match is None or len(words) > 2 or (labelled and len(words) < 2):
+            form = "<Class>/v_<Class>_g<group>_c<clip>.avi" + (" <label>" if labelled else "")
+            problems.append(Problem("list", where, f"{' '.join(words)!r}, expected {form}"))
             continue
+        folder, name, clip_class, group = match.groups()
         label = classes.get(folder.lower())
-        if match[1].lower() != folder.lower():
+        if clip_class.lower() != folder.lower():
             problems.append(Problem("wrong-class", where,
-                                    f"a clip of {match[1]} in the folder {folder}"))
+                                    f"a clip of {clip_class} in the folder {folder}"))
         elif label is None and classes:
             problems.append(Problem("class-index", where,
                                     f"class {folder} is not in classInd.txt"))
         elif label is not None and words[1:] not in ([], [str(label)]):
-            problems.append(Problem("class-index", where, f"label {words[1]} of {file}, but "
+            problems.append(Problem("class-index", where, f"label {words[1]} of {words[0]}, but "
                                     f"classInd.txt gives {folder} {label}"))
-        name = file[:-4]
-        entry = _Entry(words[0], name, folder, f"g{int(match[2]):02d}", where)
+        entry = _Entry(words[0], name, folder, f"g{int(group):02d}", where)
         if (other := seen.setdefault(name.lower(), entry)) is not entry:
             problems.append(Problem("listed-twice", where, f"{words[0]} stands at {other.where} "
                                     "already"))
@@ -321,7 +311,8 @@ def check_store(store: FrameStore, root: str | os.PathLike[str] | None = None, w
         problems += _compare(store, Path(root), frames or {})
     problems += [Problem("unusable", f"{store.index}: {line.video}", line.bad)
                  for line in lines if line.bad is not None]
-    absent = {number for number in store.ends if not store.shard(number).exists()}
+    absent = {line.shard for line in lines
+              if line.bad is None and not store.shard(line.shard).exists()}
     problems += [Problem("missing", str(store.shard(number)), "no such file, but the index refers "
                          "to it") for number in sorted(absent)]
     known = {"about.json", "videos.jsonl", "lock", *(store.shard(n).name for n in store.ends)}
@@ -341,6 +332,8 @@ def _verify(store: FrameStore, line: Line) -> list[Problem]:
     path = store.shard(line.shard)
     where = f"{path}: {line.video}"
     try:
+        if not path.is_file():  # opening a pipe would wait for ever
+            return [Problem("unreadable", where, "not a regular file")]
         size = path.stat().st_size
         if size < line.end:
             return [Problem("truncated", where, f"its frames end at byte {line.end}, the file at "
@@ -362,7 +355,7 @@ def _reason(error: InputError) -> str:
 
 def _compare(store: FrameStore, root: Path, frames: Mapping[str, int]) -> Iterator[Problem]:
     """How a store is not of the data set under `root`."""
-    folder = _videos_folder(root)
+    folder = videos_folder(root)
     lists = _read_lists(root)  # (what is wrong with the lists is the data set's affair)
     on_disk = _walk(folder, [])[1]
     for key, entry in lists.listed.items():

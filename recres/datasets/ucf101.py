@@ -22,8 +22,8 @@ from recres.files import read_text
 
 SPLITS = (1, 2, 3)
 
-_CLASS = re.compile(r"\w+", re.ASCII)
-_ENTRY = re.compile(r"([^/\\]+)/(v_(\w+)_g(\d{1,9})_c\d+)\.avi", re.IGNORECASE | re.ASCII)
+CLASS = re.compile(r"\w+", re.ASCII)
+ENTRY = re.compile(r"([^/\\]+)/(v_(\w+)_g(\d{1,9})_c\d+)\.avi", re.IGNORECASE | re.ASCII)
 
 
 def read(
@@ -62,11 +62,15 @@ def _find_lists(root: Path) -> Path:
     raise InputError(f"{places[0] / 'classInd.txt'}: no such file")
 
 
-def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield ("file:line", the line's words) for every line of a list that is not blank."""
+def lines(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield ("file:line", the line's words) for every line of a list that is not blank. Of a line
+    of more than two words the third is all the rest: it may be as long as the file.
+
+    Raises InputError where the list cannot be read or, at its end, is empty.
+    """
     empty = True
     for number, line in enumerate(read_text(path).splitlines(), start=1):
-        if words := line.split():
+        if words := line.split(maxsplit=2):
             empty = False
             yield f"{path}:{number}", words
     if empty:
@@ -76,9 +80,9 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
 def _read_classes(path: Path) -> tuple[str, ...]:
     classes: list[str] = []
     known: set[str] = set()
-    for where, words in _lines(path):
+    for where, words in lines(path):
         expected = len(classes) + 1
-        if len(words) != 2 or words[0] != str(expected) or not _CLASS.fullmatch(words[1]):
+        if len(words) != 2 or words[0] != str(expected) or not CLASS.fullmatch(words[1]):
             raise InputError(f"{where}: {' '.join(words)!r}, expected '{expected} <Class>'")
         if words[1].lower() in known:
             raise InputError(f"{where}: class {words[1]} is there twice")
@@ -93,9 +97,9 @@ def _read_list(
     labels = {known.lower(): label for label, known in enumerate(classes)}
     result: list[Video] = []
     seen: dict[str, str] = {}
-    for where, words in _lines(path):
+    for where, words in lines(path):
         entry = words[0]
-        match = _ENTRY.fullmatch(entry)
+        match = ENTRY.fullmatch(entry)
         if match is None or len(words) > 2 or (labelled and len(words) < 2):
             form = "<Class>/v_<Class>_g<group>_c<clip>.avi" + (" <label>" if labelled else "")
             raise InputError(f"{where}: {' '.join(words)!r}, expected '{form}'")
@@ -137,13 +141,13 @@ def _check_sides(
 
 
 def _index(videos: Path) -> dict[str, Path]:
-    """The files of all class folders by their lower-case "<class>/<file>"."""
+    """The files of all class folders by their lower-case "<class>/<file>"; of two that differ in
+    case alone, the first in the order of names."""
     found: dict[str, Path] = {}
     try:
         for folder in sorted(entry.path for entry in os.scandir(videos) if entry.is_dir()):
-            for entry in os.scandir(folder):
-                path = Path(entry.path)
-                found[f"{path.parent.name}/{path.name}".lower()] = path
+            for path in sorted(Path(entry.path) for entry in os.scandir(folder)):
+                found.setdefault(f"{path.parent.name}/{path.name}".lower(), path)
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}") from error
     return found

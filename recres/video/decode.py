@@ -111,7 +111,7 @@ def _decode(path: str | os.PathLike[str], step: int) -> Iterator[tuple[int, np.n
     """Yield (index, RGB frame, or None where the index is no multiple of step) for all frames."""
     if step < 1:
         raise ValueError(f"step is {step}, expected at least 1")
-    _check_file(path)
+    check_file(path)
     # An absolute path, for FFmpeg would read "name:rest" as a protocol. One thread: several
     # workers decoding a video each are twice as fast as FFmpeg's own threads (measured on UCF-101
     # clips, 2 cores), and what a damaged file yields does not depend on timing.
@@ -185,8 +185,8 @@ def _is_container(head: bytes) -> bool:
         for size in _TRANSPORT for at in (0, 4))
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
-    """Raise VideoError for what can be told without decoding."""
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise VideoError for what can be told from the beginning of a file, without decoding."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):

@@ -8,12 +8,14 @@ L + 1 frames from there on, as 2 L channels, x and y of each field in turn (Simo
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import cv2
 import numpy as np
 
+from recres import limits
 from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import sample_indices
 
@@ -49,7 +51,12 @@ def sample_flow(path: str | os.PathLike[str], step: int, context: int, length: i
         begins = [max(i - fields, 0) for i in reversed(indices)]
     else:
         begins = [min(i, total - 1 - fields) for i in indices]
-    stacks = np.full((len(begins), height, width, 2 * length), NO_MOTION, np.uint8)
+    shape = (len(begins), height, width, 2 * length)
+    if math.prod(shape) > limits.VIDEO_BYTES:
+        raise VideoError(path, f"too large: {shape[0]} stacks of flow have {math.prod(shape)} "
+                               f"bytes, more than the {limits.VIDEO_BYTES} of "
+                               "recres.limits.VIDEO_BYTES")
+    stacks = np.full(shape, NO_MOTION, np.uint8)
     method, before = _method(height, width), None
     for index, frame in iter_frames(path):
         grey, k = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), index - 1

@@ -24,6 +24,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 import threading
 import zlib
@@ -42,12 +43,15 @@ from recres.datasets import Video
 from recres.errors import InputError
 from recres.files import append, at_once, read_bytes, read_json, write_json
 from recres.video.decode import VideoError, iter_frames
-from recres.video.sample import sample_indices
+from recres.video.sample import sample_indices, sample_step
 
 FORMAT = "recres-frames-1"
 CODECS = ("jpeg", "raw")
 SHARD_BYTES = 256 << 20  # of a file of frames, after which the next one begins
 MOST_CONTEXT = 1024
+MOST_OF_JPEG = 65500  # pixels of a side, the bound of libjpeg
+
+_SHARD = re.compile(r"frames-(\d{5,19})\.bin", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -154,15 +158,17 @@ class Line:
         if self.frames < 1 or self.frames != len(self.sizes):
             raise ValueError(f"{self.frames} frames, but the sizes of {len(self.sizes)}")
         frame = self.height * self.width * 3
-        if not frame or self.frames * frame > limits.VIDEO_BYTES:
+        if (not frame or frame > 3 * limits.VIDEO_PIXELS
+                or self.frames * frame > limits.VIDEO_BYTES):
             raise ValueError(f"{self.frames} frames of {self.width}x{self.height}: none, or more "
-                             f"than {limits.VIDEO_BYTES} bytes")
+                             f"than {limits.VIDEO_PIXELS} pixels or {limits.VIDEO_BYTES} bytes")
         if settings.codec == "raw" and set(self.sizes) != {frame}:
             raise ValueError(f"raw frames of {self.width}x{self.height} have {frame} bytes each")
         # A video that has `context` frames at the frame step has them for every smaller one too.
         enough = self.frames >= settings.context if self.total is None else (
-            # (as many as there are indices, which are never more than frames: also a bound)
-            self.total <= settings.context * settings.frame_step
+            # (the cheap ones first: a hostile index has many lines)
+            self.total <= min(settings.context * settings.frame_step, limits.VIDEO_FRAMES)
+            and self.frames >= min(self.total, settings.context)
             and len(kept_indices(self.total, settings)) == self.frames)
         if not enough:
             raise ValueError(f"{self.frames} frames of {self.total or 'an unknown number'} are not "
@@ -171,10 +177,11 @@ class Line:
 
 def kept_indices(total: int, settings: Settings) -> tuple[int, ...]:
     """The frames that a store keeps of a video of `total` frames, for all contexts it is for."""
-    kept: set[int] = set()
-    for context in range(1, settings.context + 1):
-        kept.update(sample_indices(total, settings.frame_step, context))
-    return tuple(sorted(kept))
+    kept = np.zeros(total, bool)
+    for step in {sample_step(total, settings.frame_step, context)
+                 for context in range(1, settings.context + 1)}:
+        kept[::step] = True
+    return tuple(np.flatnonzero(kept).tolist())
 
 
 def file_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -235,6 +242,9 @@ def _encoded(path: Path, settings: Settings, whole: bool) -> tuple[list[bytes], 
         if size > limits.VIDEO_BYTES:
             raise VideoError(path, "too long: its sampled frames have more than "
                                    f"{limits.VIDEO_BYTES} bytes")
+        if settings.codec == "jpeg" and max(shape) > MOST_OF_JPEG:
+            raise VideoError(path, f"frames of {shape[1]}x{shape[0]}, a JPEG has no side of more "
+                                   f"than {MOST_OF_JPEG} (--codec raw keeps them)")
         frames.append(_compressed(frame, settings))
     return frames, index + 1, shape
 
@@ -467,6 +477,8 @@ def _read_about(path: Path) -> dict[str, Any]:
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Height and width that a JPEG's frame header gives; None where there is none."""
+    if data[:2] != b"\xff\xd8":  # of another format, whose header claims what it likes
+        return None
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF:
         # 0xC0 to 0xCF are frame headers, but for tables (C4, CC) and an extension (C8).
@@ -535,18 +547,23 @@ class FrameStoreWriter:
 
     def _cut(self) -> None:
         """Take off what a killed writer left without a line. A shard that is too short stays as it
-        is, and so does the hole in it: its videos' lines do not go away by themselves."""
-        for path in self.path.glob("frames-*.bin"):
-            with contextlib.suppress(ValueError):
-                end = self.store.ends.get(int(path.stem.removeprefix("frames-")), 0)
-                if path.stat().st_size > end:
-                    os.truncate(path, end)
+        is, and so does the hole in it: its videos are missing."""
+        shards = {path: int(found[1]) for path in self.path.iterdir()
+                  if (found := _SHARD.fullmatch(path.name))}
+        for path in (*shards, self.store.index):
+            # A store may be from anyone: a link in it would have another file cut off.
+            if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+                raise InputError(f"{path}: not a file of its own, which alone is written to")
+        for path, number in shards.items():
+            end = self.store.ends.get(number, 0)
+            if path.stat().st_size > end:
+                os.truncate(path, end)
         if self.store.index.exists():
             os.truncate(self.store.index, self.store.index_bytes)
 
     def missing(self, videos: Sequence[Video]) -> list[Video]:
-        """The videos that are to be decoded: without a line, or of a file that has changed, or bad
-        without its bytes having been seen.
+        """The videos that are to be decoded: without a line, or whose frames a shard has lost, or
+        of a file that has changed, or bad without its bytes having been seen.
 
         Of a file that has been copied, the new time is noted, so that it is not read to compare the
         next time.
@@ -558,6 +575,8 @@ class FrameStoreWriter:
         if line is None or line.sha256 is None:
             return True
         try:
+            if line.bad is None and self.store.shard(line.shard).stat().st_size < line.end:
+                return True
             if differs(line, video.path):
                 return True
             modified = video.path.stat().st_mtime_ns

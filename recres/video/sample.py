@@ -17,14 +17,19 @@ def sample_indices(n_frames: int, step: int, context: int) -> tuple[int, ...]:
     that gives enough; one with fewer than `context` frames at all repeats its last frame.
     Raises ValueError for a count below 1.
     """
+    indices = tuple(range(0, n_frames, sample_step(n_frames, step, context)))
+    return indices + (n_frames - 1,) * (context - len(indices))
+
+
+def sample_step(n_frames: int, step: int, context: int) -> int:
+    """The distance of the frames that `sample_indices` gives, and its ValueError."""
     for name, value in (("n_frames", n_frames), ("step", step), ("context", context)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected at least 1")
-    if context > 1:
-        # `context` frames at distance s need (context - 1)·s + 1 frames.
-        step = max(1, min(step, (n_frames - 1) // (context - 1)))
-    indices = tuple(range(0, n_frames, step))
-    return indices + (n_frames - 1,) * (context - len(indices))
+    if context == 1:
+        return step
+    # `context` frames at distance s need (context - 1)·s + 1 frames.
+    return max(1, min(step, (n_frames - 1) // (context - 1)))
 
 
 def chunk_starts(n_sampled: int, context: int) -> tuple[int, ...]:

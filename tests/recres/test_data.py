@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -19,8 +20,9 @@ import numpy as np
 import pytest
 
 from recres import config, data, train
-from recres.data_check import check_data_set, check_store
+from recres.data_check import Problem, check_data_set, check_store
 from recres.datasets import ucf101
+from recres.errors import InputError
 from recres.loader import Chunk, FrameLoader
 from recres.video.decode import sample_video
 from recres.video.frame_store import FrameStore, FrameStoreWriter, Line, Settings, encode_video
@@ -336,6 +338,100 @@ def test_a_missing_shard_and_a_damaged_index_are_found(root, capsys):
     assert f"index            {store.index}:4: it is no line of an index" in out
     assert f"missing          {store.shard(0)}: no such file" in out
     assert f"{'all':16} {2:6}" in out
+
+
+def whole_lists(root):
+    for number in ucf101.SPLITS:
+        if number == 1 or (root / f"ucfTrainTestlist/trainlist{number:02d}.txt").exists():
+            ucf101.read(root, number)
+
+
+@pytest.mark.parametrize("name, old, new, kind", [
+    ("trainlist01.txt", "v_Run_g01_c01.avi 2", "v_Run_g01_c01.avi", "list"),
+    ("trainlist01.txt", "v_Run_g01_c01", "v_Run_g" + "1" * 5000 + "_c01", "list"),
+    ("classInd.txt", "2 Run", "2 Run!", "class-index"),
+    ("classInd.txt", "2 Run", "2 Run 3 4", "class-index"),
+])
+def test_what_reading_refuses_is_found(root, name, old, new, kind):
+    """These were passed over, or ended the command."""
+    edit(root / "ucfTrainTestlist" / name, old, new)
+    with pytest.raises(InputError):
+        whole_lists(root)
+    assert kind in {problem.kind for problem in check_data_set(root).problems}
+
+
+@pytest.mark.parametrize("name", ["classInd.txt", "trainlist01.txt", "testlist01.txt"])
+def test_lists_that_are_pipes_or_too_large(root, name):
+    """The one was waited for, and the other read, without end."""
+    path = root / "ucfTrainTestlist" / name
+    path.unlink()
+    os.mkfifo(path)
+    assert Problem("list", str(path), "not a file") in check_data_set(root).problems
+    path.unlink()
+    with open(path, "wb") as file:
+        file.truncate(2**40)
+    assert any(p.kind == "list" and p.where == str(path) and "recres.limits.TEXT_BYTES" in p.what
+               for p in check_data_set(root).problems)
+
+
+def test_a_huge_file_that_is_no_video_is_not_read_to_its_end(root):
+    path = root / "UCF-101" / "Run" / "v_Run_g01_c01.avi"
+    os.truncate(path, 0)
+    os.truncate(path, 2**42)
+    began = time.monotonic()
+    assert [(p.kind, p.where) for p in check_data_set(root).problems] == [("corrupt", str(path))]
+    assert time.monotonic() - began < 10
+
+
+def test_thousands_of_missing_videos_take_no_time(root):
+    """Each was looked for among all files: minutes for those of UCF-101."""
+    lists, run = root / "ucfTrainTestlist", root / "UCF-101" / "Run"
+    with open(lists / "trainlist01.txt", "a") as file:
+        for i in range(6000):
+            file.write(f"Run/v_Run_g01_c{i + 10}.avi 2\n")
+    for i in range(6000):
+        (run / f"x{i}").touch()
+    began = time.process_time()
+    kinds = Counter(problem.kind for problem in check_data_set(root).problems)
+    assert kinds == {"missing": 6000, "extra": 6000}
+    assert time.process_time() - began < 5
+
+
+def test_names_that_cannot_be_printed(root, tmp_path, capsys):
+    """Of bytes that are no UTF-8, or with what a terminal takes for commands."""
+    os.rename(root / "UCF-101/Run/v_Run_g03_c02.avi",
+              os.fsencode(root / "UCF-101/Run") + b"/x\x1b[2J\n\xff.avi")
+    assert check("--root", root, "--json", tmp_path / "p.json") == 1
+    out = capsys.readouterr().out
+    assert "x\\x1b[2J\\n\\udcff.avi: not named like" in out and "\x1b" not in out
+    found = json.loads((tmp_path / "p.json").read_text())["problems"]
+    assert {p["kind"] for p in found} == {"missing", "extra", "corrupt"}
+
+
+def test_a_store_whose_frames_are_a_pipe_or_whose_data_set_is_not_here(root, capsys):
+    """Opening it waited for ever; a folder of another kind in its place was an error."""
+    prepare(root)
+    index, about = (root / "frames" / name for name in ("videos.jsonl", "about.json"))
+    text = about.read_text()
+    about.write_text(text.replace(str(root), str(root.parent)))
+    assert check("--store", root / "frames") == 0
+    assert "compared with no data set" in capsys.readouterr().out
+    line = json.loads(index.read_text().splitlines()[0])
+    index.write_text(json.dumps(line | {"sizes": [0] * line["frames"], "video": "\x1b[2J"}) + "\n")
+    (root / "frames" / "frames-00000.bin").unlink()
+    os.mkfifo(root / "frames" / "frames-00000.bin")
+    assert check("--store", root / "frames") == 1
+    out = capsys.readouterr().out
+    assert "not a regular file" in out and "\x1b" not in out
+
+
+def test_a_full_disk_is_said_with_the_store(root, capsys, monkeypatch):
+    def full(self, line, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FrameStoreWriter, "add", full)
+    assert prepare(root) == 1
+    assert f"No space left on device: '{root / 'frames'}'" in capsys.readouterr().err
 
 
 def test_check_refuses_what_is_no_data_set_or_store(root, tmp_path, capsys):

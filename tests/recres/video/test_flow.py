@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recres import limits
 from recres.video import flow as module
 from recres.video.augment import View, apply, normalise
 from recres.video.decode import VideoError
@@ -35,6 +36,15 @@ def moved(texture, places, height=96, width=96):
         grey = cv2.warpAffine(texture, matrix, (width, height), flags=cv2.INTER_CUBIC)
         frames.append(np.repeat(np.rint(grey.clip(0, 255)).astype(np.uint8)[..., None], 3, 2))
     return np.stack(frames)
+
+
+def test_the_memory_of_the_stacks_is_bounded(monkeypatch, write_video, numbered, tmp_path):
+    """A long video's were asked for whatever they came to."""
+    video = write_video(tmp_path / "a.avi", numbered(9))
+    monkeypatch.setattr(limits, "VIDEO_BYTES", 3 * 32 * 48 * 8)
+    assert sample_flow(video, 3, 3, 4).nbytes == limits.VIDEO_BYTES
+    with pytest.raises(VideoError, match="too large: 5 stacks of flow have 61440 bytes, more than"):
+        sample_flow(video, 2, 3, 4)
 
 
 @pytest.fixture

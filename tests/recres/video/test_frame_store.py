@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recres.data_check import check_store
 from recres.datasets import Video
 from recres.errors import InputError
 from recres.video import frame_store
@@ -143,12 +146,60 @@ def test_behind_a_shard_that_lost_its_end_comes_a_new_one(tmp_path, videos):
     path = tmp_path / "s"
     fill(path, videos[:2], RAW)
     os.truncate(path / "frames-00000.bin", 5000)
-    assert fill(path, videos[:3], RAW) == ["v_3"]
-    store = FrameStore(path)
-    assert store.lines["v_3"].shard == 1
-    np.testing.assert_array_equal(store.frames(videos[2], 2), sample_video(videos[2].path, 10, 2))
     with pytest.raises(InputError, match="frames of videos/v_12.avi are damaged: they end at"):
-        store.frames(videos[1], 2)
+        FrameStore(path).frames(videos[1], 2)
+    # What the shard has lost is made again.
+    assert fill(path, videos[:3], RAW) == ["v_30", "v_12", "v_3"]
+    (path / "frames-00001.bin").unlink()
+    assert fill(path, videos[:3], RAW) == ["v_30", "v_12", "v_3"]
+    assert fill(path, videos[:3], RAW) == []
+    store = FrameStore(path)
+    assert {line.shard for line in store.lines.values()} == {2}
+    for video in videos[:3]:
+        np.testing.assert_array_equal(store.frames(video, 2), sample_video(video.path, 10, 2))
+    assert check_store(store) == []
+
+
+@pytest.mark.parametrize("name", ["frames-00000.bin", "frames-00003.bin", "videos.jsonl"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_a_store_links_to_is_not_written_to(tmp_path, videos, name, kind):
+    """A link among the shards of a store from elsewhere: the file that it led to was emptied."""
+    fill(tmp_path / "s", videos[:1], RAW)
+    mine, path = tmp_path / "mine", tmp_path / "s" / name
+    mine.write_text("precious, and no line of an index")
+    path.unlink(missing_ok=True)
+    path.symlink_to(mine) if kind == "link" else os.mkfifo(path)
+    with pytest.raises(InputError, match=f"{name}: not a"):
+        fill(tmp_path / "s", videos[:2], RAW)
+    assert mine.read_text() == "precious, and no line of an index"
+
+
+def test_frames_that_no_jpeg_can_be_of_are_a_bad_video(tmp_path, monkeypatch):
+    """OpenCV's refusal ended the command, with --skip-bad too."""
+    monkeypatch.setattr(frame_store, "iter_frames",
+                        lambda path, step: iter([(0, np.zeros((16, 65501, 3), np.uint8))]))
+    video = Video(tmp_path / "wide.mkv", 0, "g01", "wide")
+    line, data = encode_video(video, replace(JPEG, context=1))
+    assert line.bad.startswith("frames of 65501x16, a JPEG has no side of more than") and not data
+    assert encode_video(video, replace(RAW, context=1))[0].bad is None
+    assert frame_store._compressed(np.zeros((16, 65500, 3), np.uint8), JPEG)
+
+
+def test_an_index_of_long_videos_and_many_contexts_is_read_at_once():
+    """Each line took a tenth of a second: hours for an index as large as one may be."""
+    settings = Settings(10**6, 1024)
+    kept = kept_indices(500, settings)
+    assert kept == tuple(range(500))
+    line = LINE | {"total": 500, "frames": 500, "sizes": [12] * 500}
+    text = json.dumps(line).encode()
+    began = time.process_time()
+    for _ in range(30):
+        assert Line.parse(text, settings).frames == 500
+    lines = [LINE | {"total": total, "frames": 1, "sizes": [12]} for total in (2**40, 999_999)]
+    for line in 50 * lines:
+        with pytest.raises(ValueError, match="1 frames of .* are not those kept"):
+            Line.parse(json.dumps(line).encode(), settings)
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("step, context, size, text", [
@@ -247,6 +298,7 @@ LINE = asdict(Line("A/v_A_g01_c01.avi", "g01", 0, 4, None, 2, 2, 0, 0, (12,) * 4
     ({"total": 3}, "4 frames of 3 are not those kept for a context of 4"),
     ({"total": 2**62}, "4 frames of"),
     ({"height": 2**40}, "none, or more than"),
+    ({"height": 8192, "width": 4321, "sizes": [8192 * 4321 * 3] * 4}, "none, or more than"),
     ({"height": 0}, "none, or more than"),
     ({"offset": -1}, "a number in it is none that can be"),
     ({"shard": 2**63}, "a number in it is none that can be"),
@@ -284,6 +336,23 @@ def test_a_damaged_about_is_one_line(tmp_path, text, reason):
     (tmp_path / "about.json").write_text(text)
     with pytest.raises(InputError, match=reason):
         FrameStore(tmp_path)
+
+
+def test_an_image_of_another_format_is_no_frame(tmp_path, videos):
+    """A bitmap whose first numbers read like a JPEG's frame header; its size stands elsewhere."""
+    fill(tmp_path / "s", videos[:1], JPEG)
+    store = FrameStore(tmp_path / "s")
+    bitmap = bytearray(frame_store.cv2.imencode(".bmp", np.zeros((32, 48, 3), np.uint8))[1])
+    # where its pixels begin is read as the width
+    bitmap[54:54] = bytes(250)
+    bitmap[2:4], bitmap[7:14] = b"\xff\xc0", struct.pack(">Hx", 32) + struct.pack("<I", 304)
+    assert frame_store.cv2.imdecode(np.frombuffer(bitmap, np.uint8), 1).shape == (32, 48, 3)
+    count = store.lines["v_30"].frames
+    line = replace(store.lines["v_30"], sizes=(len(bitmap),) * count)
+    store.shard(0).write_bytes(bitmap * count)
+    store.note(replace(line, checksum=frame_store.zlib.crc32(bitmap * count)))
+    with pytest.raises(InputError, match="frame 0 is no JPEG of 48x32"):
+        store.frames(videos[0], 2)
 
 
 def test_an_image_that_claims_to_be_huge_is_not_decoded(tmp_path, videos, monkeypatch):
