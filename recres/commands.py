@@ -17,6 +17,7 @@ import cv2
 from tqdm import tqdm
 
 import tensorlite
+from recres import limits
 from recres.errors import InputError
 from tensorlite import distributed
 from tensorlite.io import FormatError
@@ -42,9 +43,26 @@ class Parser(argparse.ArgumentParser):
         self.less_memory = less_memory
         self.add_argument("--debug", action="store_true",
                           help="show the traceback of an error")
+        stated = ", ".join(f"{name}={number}" for name, number in limits.values().items())
+        self.add_argument("--limit", metavar="NAME=N", action=Limit,
+                          help="how much is taken of a file from outside; what is larger is "
+                               f"refused (default: {stated})")
 
     def error(self, message: str) -> NoReturn:
         raise InputError(message)
+
+
+class Limit(argparse.Action):
+    """Changes one of `recres.limits`."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
+                 values: Any, option_string: str | None = None) -> None:
+        name, _, number = values.partition("=")
+        try:
+            limits.change({name: int(number)})
+        except ValueError:
+            raise InputError(f"--limit {values}: expected NAME=N with N at least 1, and NAME one "
+                             f"of {', '.join(limits.values())}") from None
 
 
 def use_machine(threads: int, device: str) -> None:

@@ -85,6 +85,7 @@ def parser() -> commands.Parser:
     _add_workers(check)
     for part in (prepare, check):
         part.add_argument("--debug", action="store_true", help=argparse.SUPPRESS)
+        part.add_argument("--limit", action=commands.Limit, help=argparse.SUPPRESS)
     return result
 
 

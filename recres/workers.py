@@ -21,7 +21,7 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import reduction, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from recres import limits
 from recres.commands import RunFailed
 from recres.loader import Chunk, FrameLoader
 from recres.video.processes import begin
@@ -126,7 +127,7 @@ class WorkerLoader:
             context = multiprocessing.get_context("spawn")
             for number in range(count):
                 here, there = context.Pipe()
-                process = context.Process(target=_work, args=(there,), daemon=True,
+                process = context.Process(target=_work, args=(there, limits.values()), daemon=True,
                                           name=f"loader-{number}")
                 mine = places[PLACES * number : PLACES * (number + 1)]
                 self._workers.append(_Worker(process, here, mine))
@@ -261,9 +262,10 @@ def _places(descriptor: int, shape: Sequence[int]) -> np.ndarray:
     return np.frombuffer(mmap.mmap(descriptor, 0), np.float32).reshape(-1, *shape)
 
 
-def _work(connection: Connection) -> None:
-    """What a worker does until the pipe is closed: load chunks, each into its place."""
-    begin()
+def _work(connection: Connection, known: Mapping[str, int]) -> None:
+    """What a worker does until the pipe is closed: load chunks, each into its place. known: the
+    parent's limits."""
+    begin(known)
     try:
         descriptor = reduction.recv_handle(connection)
         loader, first, shape = pickle.loads(connection.recv_bytes())

@@ -11,12 +11,14 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 import cv2
+
+from recres import limits
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -69,11 +71,14 @@ def _alone(function: Callable[[Item], Result], item: Item,
 def _pool(workers: int) -> ProcessPoolExecutor:
     # Not forked: a child with a copy of this process' locks, but not of its threads, may hang.
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=begin)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=begin,
+                               initargs=(limits.values(),))
 
 
-def begin() -> None:
-    """In a new process: leave Ctrl-C to the parent, and end when it does, even by SIGKILL."""
+def begin(known: Mapping[str, int]) -> None:
+    """In a new process: leave Ctrl-C to the parent, and end when it does, even by SIGKILL. known:
+    the parent's limits."""
+    limits.change(known)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)  # the cores belong to whole videos
     threading.Thread(target=_end_with_parent, daemon=True).start()

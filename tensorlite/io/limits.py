@@ -1,6 +1,6 @@
 """How much is taken of a file of arrays: more is refused before memory is taken.
 
-Plain numbers, to be set before reading by who knows better:
+Plain numbers, to be set before reading by who knows better (`--limit NAME=N` of the commands):
 
     import tensorlite.io.limits
     tensorlite.io.limits.FILE_BYTES = 64 << 30

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recres import config, data, train
+from recres import config, data, limits, train
 from recres.data_check import Problem, check_data_set, check_store
 from recres.datasets import ucf101
 from recres.errors import InputError
@@ -395,6 +395,26 @@ def test_thousands_of_missing_videos_take_no_time(root):
     kinds = Counter(problem.kind for problem in check_data_set(root).problems)
     assert kinds == {"missing": 6000, "extra": 6000}
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_limits_are_set_on_the_command_line(root, capsys, monkeypatch, workers):
+    for name, value in limits.values().items():  # to be put back
+        monkeypatch.setattr(limits._MODULES[name], name, value)
+    assert prepare(root, "--workers", workers, "--limit", "VIDEO_FRAMES=12") == 2
+    assert "more than the 12 frames of recres.limits.VIDEO_FRAMES" in capsys.readouterr().err
+    assert data.main(["--limit", "VIDEO_FRAMES=12", "check", "--root", str(root),
+                      "--workers", workers]) == 1
+    assert "corrupt               6" in capsys.readouterr().out
+    assert prepare(root, "--workers", workers, "--limit", "VIDEO_FRAMES=13") == 0
+    for text in ("VIDEO_FRAMES=0", "VIDEO_FRAMES", "frames=3", "=", "ROOM=1e3"):
+        assert prepare(root, "--limit", text) == 2
+        assert f"--limit {text}: expected NAME=N with N at least 1, and NAME one of VIDEO_FR" in (
+            capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        data.main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "VIDEO_FRAMES=13, VIDEO_PIXELS=35389440" in shown and "FILE_BYTES=17179869184" in shown
 
 
 def test_names_that_cannot_be_printed(root, tmp_path, capsys):

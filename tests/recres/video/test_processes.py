@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from recres import limits
 from recres.video.processes import in_processes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -30,6 +31,16 @@ def fail(item: int) -> int:
 def test_a_process_that_dies_costs_its_own_item_alone():
     results = in_processes(partial(die_at, 1), range(3), 2, crashed=lambda item: -item)
     assert list(results) == [0, -1, 2]
+
+
+def most_frames(item: int) -> int:
+    return limits.VIDEO_FRAMES
+
+
+def test_limits_are_those_of_the_one_that_asked(monkeypatch):
+    """A process of its own had those that it began with."""
+    monkeypatch.setattr(limits, "VIDEO_FRAMES", 7)
+    assert list(in_processes(most_frames, range(2), 2, crashed=most_frames)) == [7, 7]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
