@@ -139,9 +139,11 @@ def _open_videos(options: Config, path: Path) -> Videos:
     sizes = {video.name: video.path.stat().st_size if video.path.is_file() else None
              for video in (*split.train, *split.test)}
     known = read_json(path) if path.is_file() else {}
-    found = known.get("found", {}) if known.get("sampling") == sampling else {}
+    whole = isinstance(known, dict) and known.get("sampling") == sampling and all(
+        isinstance(known.get(name), dict) for name in ("sizes", "found"))
+    found = known["found"] if whole else {}
     bad = [text for text in found.values() if isinstance(text, str)]
-    if (all(name in found and known["sizes"][name] == size for name, size in sizes.items())
+    if (all(name in found and known["sizes"].get(name) == size for name, size in sizes.items())
             and (options.skip_bad or not bad)):
         return Videos(split, options, found)
     videos = build.scan_videos(options)

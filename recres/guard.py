@@ -8,7 +8,6 @@ is written here, and says where it begins.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from recres.commands import RunFailed
 from recres.evaluation import chunk_labels
 from recres.files import write_json
 from recres.loader import Chunk
+from recres.runs import read_metrics
 from tensorlite import Tensor, cross_entropy, nn
 from tensorlite.device import Array, array_module
 from tensorlite.io import save_safetensors
@@ -184,12 +184,4 @@ def _files(trainer: Trainer, batches: Sequence[Sequence[Chunk]]) -> str:
 
 def _count(path: Path, update: int) -> int:
     """How many updates up to this one a metrics.jsonl says were left out."""
-    found = set()
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-        except ValueError:  # torn
-            continue
-        if isinstance(line, dict) and line.get("kind") == "nonfinite":
-            found.add(line["update"])
-    return sum(number <= update for number in found)
+    return sum(line["update"] <= update for line in read_metrics(path, "nonfinite"))

@@ -120,9 +120,27 @@ def read(path: Path) -> Dump:
         batches = [_batch(arrays, i) for i in range(about["batches_kept"])]
         kept = {name: about[name] for name in ("update", "epoch", "what", "chunks", "scale",
                                                "classes", "batches")}
+        if not _can_be(about, batches):
+            raise InputError(f"{path}: has values that no update that was written down has")
     except (LookupError, TypeError) as error:
         raise InputError(f"{path}: not whole, {error} is not there") from None
     return Dump(path, kept, options, arrays, batches)
+
+
+def _can_be(about: dict[str, Any], batches: list[Batch]) -> bool:
+    """Whether what a file says of an update are values of the kinds that `recres.guard` writes."""
+    classes, files = about["classes"], [[chunk["file"] for chunk in chunks]
+                                        for chunks in about["batches"]]
+    texts = [about["what"], *classes, *(file for each in files for file in each)]
+    numbers = [about[name] for name in ("update", "epoch", "chunks")]
+    return (isinstance(classes, list) and len(files) >= len(batches)
+            and all(isinstance(text, str) for text in texts)
+            and all(type(number) is int and number > 0 for number in numbers)
+            and type(about["scale"]) in (int, float) and about["scale"] > 0
+            and all(batch.inputs.dtype == np.float32 and batch.labels.dtype.kind == "i"
+                    and batch.labels.shape == batch.inputs.shape[:1]
+                    and (batch.labels >= 0).all() and (batch.labels < len(classes)).all()
+                    for batch in batches))
 
 
 def _batch(arrays: dict[str, np.ndarray], number: int) -> Batch:

@@ -194,12 +194,13 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str], kind: str = "update") -> list[dict[str, Any]]:
-    """The lines of one kind ("update", "evaluation") of a metrics.jsonl, in order of their number.
+    """The lines of one kind ("update", "evaluation", "nonfinite") of a metrics.jsonl, in order of
+    their number.
 
-    Updates are numbered by "update", evaluations by "epoch". After a resume the later line of a
+    Evaluations are numbered by "epoch", the others by "update". After a resume the later line of a
     number counts; a line that is torn is passed over. An absent file has no lines.
     """
-    key = "update" if kind == "update" else "epoch"
+    key = "epoch" if kind == "evaluation" else "update"
     lines: dict[int, dict[str, Any]] = {}
     for line in lines_of(path) if os.path.lexists(path) else ():
         try:

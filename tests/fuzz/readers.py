@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from recres import build, checkpoint, evaluate, scores
+from recres import build, checkpoint, evaluate, replay, scores
 from recres.config import Config, resolve
+from recres.data_check import Found, Problem, check_data_set, check_store
 from recres.datasets import Split, figures, ucf101
 from recres.errors import InputError
 from recres.feature_store import StoreFiles
 from recres.files import read_json, write_json
+from recres.guard import FORMAT
 from recres.loader import Videos
 from recres.models import resnet18
 from recres.models.weights import load_pretrained
@@ -312,11 +314,82 @@ def _frame_store(folder: Path) -> Sequence[Path]:
 
 
 def _read_frame_store(folder: Path) -> Any:
+    FrameStore(folder / "store").require(2, 2)
+    return _read_all(folder)
+
+
+def _read_all(folder: Path) -> list[int]:
     store = FrameStore(folder / "store")
     videos = ucf101.read(folder).test
-    store.require(2, 2)
     store.match(videos)
-    return [zlib.crc32(store.frames(video, 2)) for video in videos]
+    return [zlib.crc32(store.frames(video, store.settings.context)) for video in videos]
+
+
+def _refused(read: Callable[[], Any]) -> bool:
+    try:
+        read()
+    except InputError:
+        return True
+    return False
+
+
+def _check_checked_lists(folder: Path, found: Found) -> None:
+    """What reading refuses, checking finds. (The videos are empty files.)"""
+    problems = [problem for problem in found.problems if problem.kind != "corrupt"]
+    assert problems or not _refused(lambda: ucf101.read(folder)), "nothing is found"
+
+
+def _check_store(folder: Path) -> list[Problem]:
+    return check_store(FrameStore(folder / "store", tolerant=True), folder)
+
+
+def _check_checked_store(folder: Path, problems: list[Problem]) -> None:
+    # (the store has the test side alone: six videos are missing)
+    whole = [problem.kind for problem in problems] == 6 * ["missing"]
+    assert not whole or not _refused(lambda: _read_all(folder)), "nothing is found"
+
+
+def _prepare(folder: Path) -> None:
+    """As `recres.data prepare`; the store is put back as it was."""
+    store, videos = folder / "store", ucf101.read(folder).test
+    before = {path: path.read_bytes() for path in store.iterdir()
+              if not path.is_symlink() and path.is_file() and path.stat().st_size < 2**20}
+    try:
+        with FrameStoreWriter(store, Settings(2, 2)) as writer:
+            for video in writer.missing(videos):
+                writer.add(*encode_video(video, writer.settings))
+            assert writer.missing(videos) == []
+        FrameStore(store).match(videos)
+    finally:
+        for path in store.glob("frames-*.bin"):
+            if path not in before and path.is_file():
+                path.replace(folder / "made")
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
+def _nonfinite(folder: Path) -> Sequence[Path]:
+    model, config = _network(), _options(model="avgpool")
+    arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
+    arrays |= {"inputs/0": np.zeros((1, 2, 32, 32, 3), np.float32), "labels/0": np.array([1]),
+               "optimizer/lr": np.array(0.1)}
+    path = folder / "nonfinite-3.json"
+    save_safetensors(path.with_suffix(".safetensors"), arrays, {"format": FORMAT})
+    write_json(path, {
+        "format": FORMAT, "update": 3, "epoch": 1, "what": "the loss is nan", "parameter": None,
+        "again": True, "chunks": 1, "scale": 1.0, "learning_rate": 0.1,
+        "batches": [[{"file": "v.avi", "number": 0, "start": 0}]], "batches_kept": 1,
+        "classes": CLASSES, "options": config.to_json()})
+    return [path, path.with_suffix(".safetensors")]
+
+
+def _check_dump(folder: Path, dump: replay.Dump) -> None:
+    about = dump.about
+    assert all(type(about[name]) is int for name in ("update", "epoch", "chunks"))
+    assert about["scale"] > 0 and isinstance(about["what"], str)
+    assert all(isinstance(name, str) for name in about["classes"])
+    assert all(isinstance(chunk["file"], str) for batch in about["batches"] for chunk in batch)
+    assert len(dump.batches) <= len(about["batches"])
 
 
 # Videos
@@ -335,8 +408,8 @@ def _loaded(name: str) -> Callable[[Path], Any]:
 
 
 def _by_suffix(path: Path) -> mutate.Mutation:
-    return {".json": mutate.json_, ".jsonl": mutate.lines_of(mutate.json_)}.get(
-        path.suffix, mutate.bytes_)
+    return {".json": mutate.json_, ".jsonl": mutate.lines_of(mutate.json_),
+            ".safetensors": mutate.safetensors}.get(path.suffix, mutate.bytes_)
 
 
 def _always(mutation: mutate.Mutation) -> Callable[[Path], mutate.Mutation]:
@@ -369,7 +442,13 @@ READERS = {reader.name: reader for reader in (
     Reader("figures", 800, _figures, _read_figures, _JSON),
     Reader("videos", 1000, _videos_json, _read_videos_json, _JSON, _check_videos),
     Reader("features", 2500, _feature_store, _read_features, _by_suffix, _check_features),
-    Reader("frames", 2500, _frame_store, _read_frame_store, _by_suffix),
+    Reader("frames", 2000, _frame_store, _read_frame_store, _by_suffix),
+    Reader("check-lists", 1000, _lists, check_data_set, _always(mutate.lines_of(mutate.words)),
+           _check_checked_lists),
+    Reader("check-store", 1000, _frame_store, _check_store, _by_suffix, _check_checked_store),
+    Reader("prepare", 500, _frame_store, _prepare, _by_suffix),
+    Reader("nonfinite", 1000, _nonfinite, lambda folder: replay.read(folder / "nonfinite-3.json"),
+           _by_suffix, _check_dump),
     *(Reader(f"video-{name}", 1200, _clip(codec, suffix),
              lambda folder, suffix=suffix: sample_video(folder / f"clip{suffix}", 5, 2),
              _always(mutate.video), _check_frames)

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recres import limits
+from recres import features, guard, limits, replay
 from recres.config import Config, resolve
 from recres.datasets import ucf101
 from recres.errors import InputError
@@ -137,6 +137,43 @@ def test_options_of_the_wrong_kind(change):
     options = resolve({"threads": 1, "root": "x"}).to_json()
     assert Config.from_json(options, "c").to_json() == options
     clean(Config.from_json, options | change, "config.json", match="^config.json: ")
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, '{"kind": "nonfinite"}',
+                                  '{"kind": "nonfinite", "update": "1"}', '"\\ud800"', "3"])
+def test_a_log_that_is_gone_on_with(tmp_path, line):
+    """RecursionError, ValueError, KeyError, TypeError, when a run was resumed."""
+    good = '{"kind": "nonfinite", "update": 2}\n'
+    (tmp_path / "metrics.jsonl").write_text(good + line + "\n" + good)
+    assert guard._count(tmp_path / "metrics.jsonl", 2) == 1
+
+
+@pytest.mark.parametrize("change", [
+    {"update": "3"}, {"chunks": 0}, {"scale": None}, {"what": []}, {"classes": 3},
+    {"classes": [1, 2, 3]}, {"batches": []}, {"batches": [[3]]}, {"batches": [[{"file": 3}]]},
+    {"batches_kept": 2**70}, {"batches_kept": "1"}, {"classes": ["one"]}])
+def test_an_update_written_down_as_none_was(tmp_path, change):
+    """Were taken as they came, and ended the command where they were used."""
+    path, _ = readers._nonfinite(tmp_path)
+    about = json.loads(path.read_text())
+    assert len(replay.read(path).batches) == 1
+    path.write_text(json.dumps(about | change))
+    clean(replay.read, path, match="nonfinite-3.json: ")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"found": {}}', '{"sampling": SAMPLING}',
+                                  '{"sampling": SAMPLING, "sizes": [], "found": 3}'])
+def test_counts_of_frames_that_are_none_are_made_again(tmp_path, text):
+    """AttributeError, KeyError."""
+    for video in ucf101.read(readers._lists(tmp_path)[0].parents[1]).train:
+        readers.write_clip(video.path, "MJPG")
+    for video in ucf101.read(tmp_path).test:
+        readers.write_clip(video.path, "MJPG")
+    options = readers._options(root=str(tmp_path), data="ucf101", holdout=0.0)
+    sampling = {name: getattr(options, name)
+                for name in ("frame_step", "context", "input", "flow_length")}
+    (tmp_path / "videos.json").write_text(text.replace("SAMPLING", json.dumps(sampling)))
+    assert set(features._open_videos(options, tmp_path / "videos.json").counts.values()) == {2}
 
 
 # Arrays

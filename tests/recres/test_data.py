@@ -24,6 +24,7 @@ from recres.data_check import Problem, check_data_set, check_store
 from recres.datasets import ucf101
 from recres.errors import InputError
 from recres.loader import Chunk, FrameLoader
+from recres.video import frame_store
 from recres.video.decode import sample_video
 from recres.video.frame_store import FrameStore, FrameStoreWriter, Line, Settings, encode_video
 from recres.video.prefetch import Prefetcher
@@ -165,6 +166,56 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_store(root, tmp_path):
     assert prepare(root, out=tmp_path / "s") == 0
     for name in ("frames-00000.bin", "videos.jsonl", "about.json"):
         assert (tmp_path / "s" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+class Killed(BaseException):
+    """Nothing is done after it."""
+
+
+def same(root, torn, whole):
+    return check("--store", torn) == 0 and all(
+        (torn / name).read_bytes() == (whole / name).read_bytes()
+        for name in ("frames-00000.bin", "videos.jsonl", "about.json"))
+
+
+def test_ended_before_within_or_after_any_write_it_goes_on_to_the_same_store(root, tmp_path,
+                                                                            monkeypatch):
+    assert prepare(root, out=tmp_path / "whole") == 0
+    write = frame_store._write
+    for moment in range(0, 75, 4):  # of 3 for each of 25 writes
+        count = 0
+
+        def dying(path, content, moment=moment):
+            nonlocal count
+            count += 1
+            if count == moment // 3 + 1:
+                write(path, content[: (0, len(content) // 2, len(content))[moment % 3]])
+                raise Killed
+            write(path, content)
+
+        torn = tmp_path / str(moment)
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(frame_store, "_write", dying)
+            prepare(root, out=torn)
+        assert prepare(root, out=torn) == 0
+        assert same(root, torn, tmp_path / "whole"), moment
+
+
+def die_once(video, settings):
+    """encode_video in a process that is killed at one video, the first time."""
+    mark = Path(os.environ["DIE_ONCE"])
+    if video.name == "v_Run_g01_c01" and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode_video(video, settings)
+
+
+def test_a_killed_worker_makes_no_difference(root, tmp_path, monkeypatch):
+    assert prepare(root, out=tmp_path / "whole") == 0
+    monkeypatch.setenv("DIE_ONCE", str(tmp_path / "died"))
+    monkeypatch.setattr(data, "encode_video", die_once)
+    assert prepare(root, "--workers", "3", out=tmp_path / "torn") == 0
+    assert (tmp_path / "died").exists() and same(root, tmp_path / "torn", tmp_path / "whole")
 
 
 def test_a_whole_data_set_and_its_store_have_nothing_wrong(root, capsys, tmp_path):

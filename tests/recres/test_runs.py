@@ -79,6 +79,15 @@ def test_a_second_writer_is_refused_while_the_first_lives(tmp_path):
         pass
 
 
+def test_a_configuration_that_is_none_is_not_the_latest(tmp_path):
+    """It ended the command."""
+    for text in ("[]", "3"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / "config.json").write_text(text)
+        with pytest.raises(InputError, match="no run there to go on with"):
+            Run.latest(tmp_path)
+
+
 def test_the_latest_run_is_the_one_begun_last(tmp_path):
     for name, started in (("b", "2026-01-02T10:00:00"), ("a", "2026-01-03T10:00:00")):
         Run.create(tmp_path / name, OPTIONS, {"started": started}).unlock()
