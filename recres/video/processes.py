@@ -6,6 +6,7 @@ thing that can be wrong with a file.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -52,20 +53,27 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], work
                 yield result
         except BrokenProcessPool:
             # Which item it was is not known: each that was under way is tried by itself.
-            for item, future in pending:
-                done = future.done() and future.exception() is None
-                yield future.result() if done else _alone(function, item, crashed)
+            yield from _one_by_one(function, pending, crashed)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _alone(function: Callable[[Item], Result], item: Item,
-           crashed: Callable[[Item], Result]) -> Result:
-    with _pool(1) as pool:
-        try:
-            return pool.submit(function, item).result()
-        except BrokenProcessPool:
-            return crashed(item)
+def _one_by_one(function: Callable[[Item], Result],
+                pending: Iterable[tuple[Item, Future[Result]]],
+                crashed: Callable[[Item], Result]) -> Iterator[Result]:
+    """The results that are there; the others by one process, a new one after each that dies."""
+    with contextlib.ExitStack() as open_pools:
+        pool = None
+        for item, future in pending:
+            if future.done() and future.exception() is None:
+                result = future.result()
+            else:
+                pool = pool or open_pools.enter_context(_pool(1))
+                try:
+                    result = pool.submit(function, item).result()
+                except BrokenProcessPool:
+                    pool, result = None, crashed(item)
+            yield result
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:

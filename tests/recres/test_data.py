@@ -214,7 +214,7 @@ def test_a_killed_worker_makes_no_difference(root, tmp_path, monkeypatch):
     assert prepare(root, out=tmp_path / "whole") == 0
     monkeypatch.setenv("DIE_ONCE", str(tmp_path / "died"))
     monkeypatch.setattr(data, "encode_video", die_once)
-    assert prepare(root, "--workers", "3", out=tmp_path / "torn") == 0
+    assert prepare(root, "--workers", "2", out=tmp_path / "torn") == 0
     assert (tmp_path / "died").exists() and same(root, tmp_path / "torn", tmp_path / "whole")
 
 
