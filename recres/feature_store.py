@@ -42,7 +42,7 @@ from recres.commands import say
 from recres.config import Config
 from recres.errors import InputError
 from recres.evaluation import in_full
-from recres.files import append, parse_json, read_bytes, read_json, write_json
+from recres.files import append, parse_json, read_bytes, read_json, refuse_links, write_json
 from recres.loader import SIDES, Chunk, FrameLoader, Videos
 from recres.models import STAGES, VideoResNet
 from recres.models.resnet import parts_up_to, stage_number
@@ -246,6 +246,7 @@ class StoreFiles:
 
     def cut(self) -> None:
         """Take off what a killed writer left without a line, while the lock is held."""
+        refuse_links((self.features, self.index))
         for path, size in ((self.features, self.end), (self.index, self._index_bytes)):
             with open(path, "ab") as file:
                 file.truncate(size)

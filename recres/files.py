@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,14 @@ def _refusal(path: str | os.PathLike[str], error: Exception) -> InputError:
 def at_once(path: str, flags: int) -> int:
     """An opener that does not wait for the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def refuse_links(paths: Iterable[Path]) -> None:
+    """InputError where one of the files to be written to, if it is there, is a link, or no file: a
+    folder may be from anyone, and a link in it lead to any file."""
+    for path in paths:
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            raise InputError(f"{path}: not a file of its own, which alone is written to")
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -25,7 +25,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
@@ -41,7 +40,7 @@ import numpy as np
 from recres import limits
 from recres.datasets import Video
 from recres.errors import InputError
-from recres.files import append, at_once, read_bytes, read_json, write_json
+from recres.files import append, at_once, read_bytes, read_json, refuse_links, write_json
 from recres.video.decode import VideoError, iter_frames
 from recres.video.sample import sample_indices, sample_step
 
@@ -550,10 +549,7 @@ class FrameStoreWriter:
         is, and so does the hole in it: its videos are missing."""
         shards = {path: int(found[1]) for path in self.path.iterdir()
                   if (found := _SHARD.fullmatch(path.name))}
-        for path in (*shards, self.store.index):
-            # A store may be from anyone: a link in it would have another file cut off.
-            if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
-                raise InputError(f"{path}: not a file of its own, which alone is written to")
+        refuse_links((*shards, self.store.index))
         for path, number in shards.items():
             end = self.store.ends.get(number, 0)
             if path.stat().st_size > end:

@@ -124,12 +124,16 @@ def lines_of(each: Mutation) -> Mutation:
 
 
 def words(line: bytes, rng: random.Random) -> bytes:
-    """A line of a list: a part of a word is another text."""
+    """A line of a list: a part of a word is another text, or its number another number."""
     if rng.random() < 0.3:
         return bytes_(line, rng)
     parts = line.replace(b"/", b" / ").replace(b"_", b" _ ").split(b" ")
     at = rng.randrange(len(parts))
-    parts[at] = rng.choice((*TEXTS, "1", "-1", "g" + "1" * 5000)).encode(errors="surrogatepass")
+    stem = parts[at].rstrip(b"0123456789")
+    if stem != parts[at] and rng.random() < 0.5:
+        parts[at] = stem + rng.choice((b"", b"0", b"-1", b"1" * 5000, b"\xd9\xa3"))
+    else:
+        parts[at] = rng.choice((*TEXTS, "1", "-1")).encode(errors="surrogatepass")
     return b" ".join(parts).replace(b" / ", b"/").replace(b" _ ", b"_")
 
 

@@ -23,6 +23,7 @@ from recres import features, guard, limits, replay
 from recres.config import Config, resolve
 from recres.datasets import ucf101
 from recres.errors import InputError
+from recres.feature_store import StoreFiles
 from recres.files import lines_of, parse_json, read_bytes, read_json
 from recres.models import resnet18
 from recres.models.weights import load_pretrained
@@ -174,6 +175,20 @@ def test_counts_of_frames_that_are_none_are_made_again(tmp_path, text):
                 for name in ("frame_step", "context", "input", "flow_length")}
     (tmp_path / "videos.json").write_text(text.replace("SAMPLING", json.dumps(sampling)))
     assert set(features._open_videos(options, tmp_path / "videos.json").counts.values()) == {2}
+
+
+@pytest.mark.parametrize("name", ["features.f16", "videos.jsonl"])
+def test_what_a_store_of_features_links_to_is_not_cut_off(tmp_path, name):
+    """Going on with a store from elsewhere emptied the file that a link in it led to."""
+    path = readers._feature_store(tmp_path)[0].parent
+    StoreFiles(path).cut()
+    mine = tmp_path / "mine"
+    (path / name).rename(mine)
+    (path / name).symlink_to(mine)
+    with open(mine, "ab") as file:
+        file.write(b"precious")
+    clean(StoreFiles(path).cut, match=f"{name}: not a file of its own")
+    assert mine.read_bytes().endswith(b"precious")
 
 
 # Arrays
