@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recres import build, commands, summary
+from recres import build, commands, limits, summary
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.errors import InputError
@@ -164,7 +164,7 @@ def opened(options: Config, interrupts: Interrupts, few: bool = False,
     changed = replace(options, update_fraction=None, store=None) if few else options
     with (tempfile.TemporaryDirectory(prefix="recres-") as folder,
           Run.create(folder, changed, {}) as run, interrupts):
-        processes.share((run.path, changed, run.about, options))
+        processes.share((run.path, changed, run.about, options, limits.values()))
         commands.use_machine(options.threads, options.device)
         with (precision.using(options.precision),
               contextlib.closing(Rehearsal(run, options, interrupts, few, processes)) as job):

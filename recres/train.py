@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from recres import build, checkpoint, checkpoints, commands, config, sequences, summary
+from recres import build, checkpoint, checkpoints, commands, config, limits, sequences, summary
 from recres.commands import Interrupted, Interrupts, RunFailed, bar, say
 from recres.config import Config
 from recres.datasets import Split
@@ -79,7 +79,8 @@ def _follow(processes: Processes) -> int:
     shared = processes.share(None)
     if shared is None:  # there is none: rank 0 says why
         return 0
-    path, options, about, rehearsed = shared
+    path, options, about, rehearsed, known = shared
+    limits.change(known)
     run = Run(path, options, about)
     try:
         if rehearsed is not None:
@@ -148,7 +149,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None, processes: Proc
                 "equal only to rounding")
         run.change(options)
         try:
-            processes.share((run.path, options, run.about, None))
+            processes.share((run.path, options, run.about, None, limits.values()))
             processes.after_a_death(f"go on with: {resume}")
             Job(run, stop, processes=processes).do()
         except WorkerDied as error:
