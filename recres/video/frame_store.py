@@ -24,8 +24,8 @@ import fcntl
 import hashlib
 import json
 import os
-import stat
 import re
+import stat
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
