@@ -98,7 +98,7 @@ def test_a_process_that_alone_is_asked_to_stop_says_so(monkeypatch, capsys):
     monkeypatch.setattr(train.Job, "do", interrupted)
     one = Three()
     one.rank = 1
-    monkeypatch.setattr(one, "share", lambda _: ("x", config.resolve({"root": "x"}), {}, None))
+    monkeypatch.setattr(one, "share", lambda _: ("x", config.resolve({"root": "x"}), {}, None, {}))
     for alone in (True, False):
         monkeypatch.setattr(one, "all_end", lambda alone=alone: not alone)
         assert commands.run(train.parser(), lambda _: train._follow(one), []) == 130

@@ -10,6 +10,7 @@ import numpy as np
 
 import tensorlite
 from tensorlite import Tensor, cross_entropy, distributed, nn, ops
+from tensorlite.device import to_device
 from tensorlite.nn import conv_norm
 from tensorlite.ops.fused import value_of
 
@@ -48,13 +49,14 @@ def make(dtype: str, norms: str) -> Net:
     return net.train()
 
 
-def compute(processes: distributed.Processes, dtype: str, norms: str) -> dict[str, np.ndarray]:
+def compute(processes: distributed.Processes, dtype: str, norms: str,
+            device: str = "cpu") -> dict[str, np.ndarray]:
     """Gradients of an update and running statistics after it, by name; in "early", how many
     buckets were on their way before backward had ended."""
     rng = np.random.default_rng(7)
-    images = rng.normal(size=(IMAGES, 6, 6, 3)).astype(dtype)
+    images = to_device(rng.normal(size=(IMAGES, 6, 6, 3)).astype(dtype), device)
     labels = rng.integers(CLASSES, size=IMAGES)
-    net = make(dtype, norms)
+    net = make(dtype, norms).to(device)
     gradients = distributed.GradientSums(processes, net.parameters(), bucket_bytes=512)
     shared = processes if norms.startswith("sync") else distributed.Processes()
     pool = distributed.pool_of(shared, images)
@@ -78,7 +80,9 @@ def compute(processes: distributed.Processes, dtype: str, norms: str) -> dict[st
         early = getattr(gradients, "_sent", 0)
     gradients.finish()
     found = {f"grad {name}": p.grad for name, p in net.named_parameters() if p.grad is not None}
-    return found | dict(net.named_buffers()) | {"early": np.array(early)}
+    found = {name: to_device(array, "cpu")
+             for name, array in (found | dict(net.named_buffers())).items()}
+    return found | {"early": np.array(early)}
 
 
 def local_statistics(processes: distributed.Processes) -> dict[str, np.ndarray]:
