@@ -24,7 +24,8 @@ WORST = 15  # classes whose error is shown at once; the others unfold
 NUMBERED = 40  # with more classes the cells of the confusion matrix are small
 DARK = 0.8  # share from which a cell's number is set in the other colour
 MISTAKES = 10  # confusions listed in words
-PLACES = ("data", "root", "threads", "store")  # options that are told elsewhere or say only where
+# Options that are told elsewhere, or say only where and by how many.
+PLACES = ("data", "root", "threads", "workers", "store")
 RESULTS = ("video error", "± (binomial)", "chunk error", "test videos", "best epoch", "training")
 STAGE_ORDER = ("stem", "block1", "block2", "block3", "block4")
 

@@ -20,7 +20,7 @@ from recres.tables.runner import Runner
 SHARED = ("data", "root", "frame_step", "image_size", "frames", "flow_length", "chunks_per_video",
           "holdout", "skip_bad", "backbone", "width", "version", "truncate", "weights", "freeze",
           "updates", "batch", "update_fraction", "lr", "schedule", "clip_norm", "colour_jitter",
-          "mirror", "threads", "device", "precision")
+          "mirror", "threads", "workers", "device", "precision")
 
 
 def parser() -> commands.Parser:

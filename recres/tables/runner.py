@@ -48,7 +48,7 @@ NOT_OF_FLOW = ("colour_jitter", "mirror", "frames")
 NOT_OF_DYNAMIC = ("mirror", "chunks_per_video", "frames")
 BACKBONE = "none-frames"  # what is trained on single frames
 # Options that say where and with what a run computes, in which going on with it may differ.
-PLACES = ("threads", "device", "store", "weights", "root")
+PLACES = ("threads", "workers", "device", "store", "weights", "root")
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,8 @@ def same(root, torn, whole):
 def test_ended_before_within_or_after_any_write_it_goes_on_to_the_same_store(root, tmp_path,
                                                                             monkeypatch):
     assert prepare(root, out=tmp_path / "whole") == 0
-    write = frame_store._write
-    for moment in range(0, 75, 4):  # of 3 for each of 25 writes
+    write = frame_store.append
+    for moment in range(0, 72, 4):  # of 3 for each of 24 writes
         count = 0
 
         def dying(path, content, moment=moment):
@@ -195,7 +195,7 @@ def test_ended_before_within_or_after_any_write_it_goes_on_to_the_same_store(roo
 
         torn = tmp_path / str(moment)
         with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(frame_store, "_write", dying)
+            patch.setattr(frame_store, "append", dying)
             prepare(root, out=torn)
         assert prepare(root, out=torn) == 0
         assert same(root, torn, tmp_path / "whole"), moment
