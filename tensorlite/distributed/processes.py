@@ -169,7 +169,7 @@ class MPIProcesses(Processes):
             listens = "127.0.0.1" if self.local_size == self.size else ""
             self._child = subprocess.Popen(
                 [sys.executable, "-I", "-S", sentinel.__file__, token, str(self.size), listens],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, text=True)
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, text=True)
             assert self._child.stdout is not None
             with self._child.stdout as said:
                 port = said.readline()
@@ -251,6 +251,8 @@ class MPIProcesses(Processes):
         self._say(sentinel.FAREWELL)
         self._watcher.join(END_SECONDS)
         if self._child is not None:
+            assert self._child.stdin is not None
+            self._child.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._child.wait(END_SECONDS)
 

@@ -6,7 +6,8 @@ its end comes about. The first that is closed without a farewell is the one that
 says so and ends, and by that all the others learn of it, on whichever machine they are.
 
 Run as a script, by a path alone: it needs the standard library only. Those who connect must know a
-token, and whoever else does is not listened to.
+token, and whoever else does is not listened to. Standard input is a pipe that whoever has started
+it holds: if that one dies before all have connected, it ends, for they will never come.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def main(token: str, processes: int, host: str) -> None:
     selector = selectors.DefaultSelector()  # on Linux: in the order in which things happened
     listener = socket.create_server((host, 0), backlog=processes)
     selector.register(listener, selectors.EVENT_READ)
+    selector.register(sys.stdin, selectors.EVENT_READ)
     print(listener.getsockname()[1], flush=True)
     sys.stdout.close()
     names: dict[socket.socket, str] = {}
@@ -38,6 +40,11 @@ def main(token: str, processes: int, host: str) -> None:
                 connection = listener.accept()[0]
                 connection.settimeout(LINE_SECONDS)
                 selector.register(connection, selectors.EVENT_READ)
+                continue
+            if key.fileobj is sys.stdin:
+                if processes:
+                    return
+                selector.unregister(sys.stdin)  # its own connection says the rest
                 continue
             connection = key.fileobj  # type: ignore[assignment]
             word, _, text = _line(connection).partition(" ")

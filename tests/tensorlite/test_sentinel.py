@@ -23,17 +23,22 @@ ROOT = Path(__file__).resolve().parents[2]
 def sentinel(processes: int) -> Iterator[tuple[subprocess.Popen, int]]:
     """A sentinel of so many processes whose token is "token", and its port. What `connect` gives
     is closed at the end."""
-    child = subprocess.Popen([sys.executable, "-I", "-S", watcher.__file__, "token",
-                              str(processes), "127.0.0.1"], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        yield child, int(child.stdout.readline())
-    finally:
-        child.kill()
-        child.communicate()
-        while connections:
-            connections.pop().close()
+    with subprocess.Popen([sys.executable, "-I", "-S", watcher.__file__, "token", str(processes),
+                           "127.0.0.1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            yield child, int(child.stdout.readline())
+        finally:
+            child.kill()
+            while connections:
+                connections.pop().close()
+
+
+def said(child: subprocess.Popen) -> str:
+    """What it says; it must have ended by itself."""
+    assert child.wait(5) == 0 and child.stderr is not None
+    return child.stderr.read()
 
 
 connections: list[socket.socket] = []
@@ -51,8 +56,7 @@ def test_the_first_that_leaves_without_a_word_has_died():
         ranks = [connect(port, f"token rank {rank}\n") for rank in range(3)]
         ranks[0].sendall(b"ended\n")
         ranks[2].close()
-        _, said = child.communicate(timeout=5)
-        assert said == "error: rank 2 has died, and the others stop\n" and child.returncode == 0
+        assert said(child) == "error: rank 2 has died, and the others stop\n"
         assert ranks[1].recv(1) == b""
 
 
@@ -64,7 +68,7 @@ def test_it_ends_without_a_word_when_it_was_told(words):
         if words[1]:
             time.sleep(0.1)
             connect(port, "token rank 1\n" + words[1])
-        assert child.communicate(timeout=5)[1] == "" and child.returncode == 0
+        assert said(child) == ""
 
 
 def test_strangers_do_not_keep_it_from_seeing_a_death():
@@ -83,7 +87,26 @@ def test_strangers_do_not_keep_it_from_seeing_a_death():
         else:
             pytest.fail("it still listens")
         rank.close()
-        assert "rank 0 has died" in child.communicate(timeout=5)[1]
+        assert "rank 0 has died" in said(child)
+
+
+def test_it_does_not_wait_for_those_who_never_come():
+    """Whoever has started it was killed before any, or all, had connected."""
+    for connected in range(2):
+        with sentinel(2) as (child, port):
+            if connected:
+                connect(port, "token rank 1\n")
+                time.sleep(0.1)
+            child.stdin.close()
+            assert said(child) == ""
+    with sentinel(1) as (child, port):  # but it does for one that is there
+        rank = connect(port, "token rank 0\n")
+        time.sleep(0.1)
+        child.stdin.close()
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.3)
+        rank.close()
+        assert "rank 0 has died" in said(child)
 
 
 def run(text: str) -> subprocess.CompletedProcess:
