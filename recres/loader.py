@@ -185,11 +185,11 @@ class FrameLoader:
         self.convention = "flow" if self.is_flow else convention
 
     def load(self, chunks: Sequence[Chunk], epoch: int | None = None,
-             backwards: bool = False) -> np.ndarray:
-        """See `Loader`."""
+             backwards: bool = False, out: np.ndarray | None = None) -> np.ndarray:
+        """See `Loader`; out: where to write them."""
         config, size = self.config, self.config.image_size
-        out = np.empty((len(chunks), config.context, size, size, self.source.channels), np.uint8)
-        for place, chunk in zip(out, chunks, strict=True):
+        shown = np.empty((len(chunks), config.context, size, size, self.source.channels), np.uint8)
+        for place, chunk in zip(shown, chunks, strict=True):
             choose = partial(self._places, chunk, epoch)
             frames = self.source.some(chunk.video, choose, backwards)
             views = self.views(frames.shape[1], frames.shape[2], chunk, epoch)
@@ -198,7 +198,7 @@ class FrameLoader:
             if epoch is not None and config.colour_jitter:
                 rng = generator(config.seed, epoch, chunk.number, "colour")
                 colour.apply(place, colour.draw_matrix(rng, config.colour_jitter))
-        return augment.normalise(out, self.convention)
+        return augment.normalise(shown, self.convention, out)
 
     def _places(self, chunk: Chunk, epoch: int | None, count: int) -> Sequence[int]:
         return frame_indices(chunk, count, self.config, epoch)

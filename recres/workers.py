@@ -3,7 +3,8 @@
 A `WorkerLoader` makes of chunks what the `FrameLoader` it was made of does, bit for bit, however
 many processes do it: what a chunk looks like depends on (seed, epoch, chunk) alone. A video always
 goes to the same worker, which keeps its frames, so all workers together have the memory that one
-loader has, and of a worker that dies it is known at which file it was.
+loader has; where that is too little to keep them, a worker with nothing to do takes what waits for
+another. Of a worker that dies it is known at which file it was.
 
 Pixels go through memory that has no name, chunks and answers through pipes. So nothing is left
 behind however training ends: of a process that is killed the workers find the pipe closed.
@@ -17,13 +18,14 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import selectors
 import signal
 import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import reduction, resource_tracker
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from recres.video.processes import begin
 
 PLACES = 2  # of a worker, for chunks: one that it is at, and the next
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SECONDS = 5.0  # until a process whose pipe is closed has ended
 
 
 class WorkerDied(RunFailed):
@@ -61,33 +64,35 @@ class _Load:
             self.done.set()
 
 
+# A load, the index of a chunk in it, and the message that asks for it.
+_Wanted = tuple[_Load, int, tuple[Any, ...]]
+
+
 class _Worker:
-    """A process and what it has to do: `waiting`, and `sent` by place, the oldest first, each a
-    load, the index of a chunk in it, and the message."""
+    """A process and what it has to do: `waiting`, and `sent` by place, the oldest first."""
 
     def __init__(self, process: SpawnProcess, connection: Connection, places: np.ndarray) -> None:
         self.process, self.connection, self.places = process, connection, places
         self.free = deque(range(len(places)))
-        self.waiting: deque[tuple[_Load, int, tuple[Any, ...]]] = deque()
-        self.sent: dict[int, tuple[_Load, int, tuple[Any, ...]]] = {}
+        self.waiting: deque[_Wanted] = deque()
+        self.sent: dict[int, _Wanted] = {}
 
-    def send(self) -> None:
-        """Let the process have as much as there are places for."""
-        while self.free and self.waiting:
-            place = self.free.popleft()
-            self.sent[place] = self.waiting.popleft()
-            with contextlib.suppress(OSError):  # it is dead: the receiver will see to it
-                self.connection.send((place, *self.sent[place][2]))
+    def send(self, wanted: _Wanted) -> None:
+        """Let the process do this, for which there is a place."""
+        place = self.free.popleft()
+        self.sent[place] = wanted
+        with contextlib.suppress(OSError):  # it is dead: the receiver will see to it
+            self.connection.send((place, *wanted[2]))
 
-    def receive(self) -> None:
-        """Take an answer. EOFError or OSError where the process is dead."""
-        place, error = self.connection.recv()
+    def receive(self) -> tuple[_Load, int, Exception | None, bool]:
+        """Take an answer: of which load, which chunk, what went wrong, and whether the process
+        keeps its videos. EOFError or OSError where it is dead."""
+        place, error, keeps_all = self.connection.recv()
         load, index, _ = self.sent.pop(place)
         if error is None:
             load.out[index] = self.places[place]
         self.free.append(place)
-        self.send()
-        load.count(index, error)
+        return load, index, error, keeps_all
 
 
 class WorkerLoader:
@@ -108,6 +113,8 @@ class WorkerLoader:
         self._lock = threading.Lock()
         self._error: WorkerDied | None = None
         self._closing = False
+        self._keep_all = True  # the workers, as far as they have said
+        self._pid = os.getpid()
         self._workers: list[_Worker] = []
         self._receiver = threading.Thread(target=self._receive, name="workers", daemon=True)
         # Before the children of this process are waited for, which do not end by themselves.
@@ -119,33 +126,31 @@ class WorkerLoader:
             raise
 
     def _start(self, count: int) -> None:
-        nbytes = 4 * int(np.prod(self._shape)) * PLACES * count
-        descriptor = os.memfd_create("recres-chunks")
-        try:
-            os.posix_fallocate(descriptor, 0, nbytes)  # rather than to be killed when it is used
-            places = _places(descriptor, self._shape)
+        """Does not wait for them: that they have died already, the receiver will see."""
+        part = FrameLoader(self.frames.source.part(count), self.frames.config,
+                           self.frames.convention)
+        data = pickle.dumps(part, pickle.HIGHEST_PROTOCOL)
+        with contextlib.ExitStack() as opened:
+            # A list of videos and an index are megabytes: not through a pipe, to each in turn.
+            loader = _memory(opened, "recres-loader", len(data))
+            with mmap.mmap(loader, 0) as shared:
+                shared[:] = data
+            nbytes = 4 * int(np.prod(self._shape)) * PLACES * count
+            chunks = _memory(opened, "recres-chunks", nbytes)
+            places = _places(os.dup(chunks), self._shape)
             context = multiprocessing.get_context("spawn")
             for number in range(count):
                 here, there = context.Pipe()
-                process = context.Process(target=_work, args=(there, limits.values()), daemon=True,
-                                          name=f"loader-{number}")
-                mine = places[PLACES * number : PLACES * (number + 1)]
-                self._workers.append(_Worker(process, here, mine))
+                first = PLACES * number
+                process = context.Process(
+                    target=_work, args=(there, limits.values(), first, self._shape), daemon=True,
+                    name=f"loader-{number}")
+                self._workers.append(_Worker(process, here, places[first : first + PLACES]))
                 with there, _signals_blocked():
                     process.start()
-            for number, worker in enumerate(self._workers):  # all are starting at once
-                part = FrameLoader(self.frames.source.part(number, count), self.frames.config,
-                                   self.frames.convention)
-                try:
-                    reduction.send_handle(worker.connection, descriptor, worker.process.pid)
-                    worker.connection.send_bytes(pickle.dumps((part, PLACES * number, self._shape)))
-                except OSError as error:
-                    worker.process.join(1.0)
-                    if worker.process.exitcode is None:
-                        raise
-                    raise self._died(worker) from error
-        finally:
-            os.close(descriptor)
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    for descriptor in (loader, chunks):
+                        reduction.send_handle(here, descriptor, process.pid)
         self._receiver.start()
 
     def load(self, chunks: Sequence[Chunk], epoch: int | None = None,
@@ -158,12 +163,22 @@ class WorkerLoader:
                 worker = self._workers[chunk.video % len(self._workers)]
                 worker.waiting.append((load, index, (chunk, epoch, backwards)))
             for worker in self._workers:
-                worker.send()
+                self._give(worker)
         if chunks:
             load.done.wait()
         if load.errors:
             raise load.errors[min(load.errors)]
         return load.out
+
+    def _give(self, worker: _Worker) -> None:
+        """Let a worker have as much as it has places for."""
+        while worker.free:
+            waiting = worker.waiting
+            if not waiting and not self._keep_all:
+                waiting = max((other.waiting for other in self._workers), key=len)
+            if not waiting:
+                return
+            worker.send(waiting.popleft())
 
     def arguments(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
         """See `Loader`."""
@@ -188,25 +203,37 @@ class WorkerLoader:
 
     def _receive(self) -> None:
         """In a thread: take what the workers answer, until they are gone."""
-        by_connection = {worker.connection: worker for worker in self._workers}
-        while True:
-            for connection in wait(list(by_connection)):
-                worker = by_connection[connection]  # type: ignore[index]
-                with self._lock:
-                    try:
-                        worker.receive()
-                    except (EOFError, OSError):
-                        if not self._closing:
-                            self._error = self._died(worker)
-                        self._end()
-                        return
+        with selectors.DefaultSelector() as selector:
+            for worker in self._workers:
+                selector.register(worker.connection, selectors.EVENT_READ, worker)
+            while True:
+                for key, _ in selector.select():
+                    with self._lock:
+                        if self._closing:  # what is answered now, nobody waits for
+                            return
+                        try:
+                            self._take(key.data)
+                        except Exception as error:  # whatever it is: calls wait for this thread
+                            self._error = self._died(key.data, error)
+                            self._end()
+                            return
 
-    def _died(self, worker: _Worker) -> WorkerDied:
-        """What there is to say of a worker whose pipe is closed."""
-        worker.process.join()
-        status, at = worker.process.exitcode or 0, "no file"
+    def _take(self, worker: _Worker) -> None:
+        load, index, error, keeps_all = worker.receive()
+        self._keep_all &= keeps_all
+        self._give(worker)
+        load.count(index, error)
+
+    def _died(self, worker: _Worker, why: Exception) -> WorkerDied:
+        """What there is to say of a worker whose pipe is closed, or who answers nonsense."""
+        at, gone = "no file", isinstance(why, EOFError | OSError)
+        if gone:
+            worker.process.join(_SECONDS)
+        status = worker.process.exitcode
         how = f"ended with exit status {status}"
-        if status < 0:
+        if not gone or status is None:
+            how = f"cannot be understood ({type(why).__name__}: {why})"
+        elif status < 0:
             names = {number.value: f" ({number.name})" for number in signal.Signals}
             how = f"was killed by signal {-status}{names.get(-status, '')}"
         if worker.sent:
@@ -227,14 +254,18 @@ class WorkerLoader:
 
     def close(self) -> None:
         """End the workers; what they are at is dropped."""
+        if os.getpid() != self._pid:  # a copy of the process, which has none of its own
+            return
         with self._lock:
             self._closing = True
             self._end()
         if self._receiver.is_alive():
             self._receiver.join()
-        for worker in self._workers:
+        while self._workers:  # which lets go of the memory, too
+            worker = self._workers.pop()
             if worker.process.pid is not None:
                 worker.process.join()
+            worker.process.close()
             worker.connection.close()
         atexit.unregister(self.close)
 
@@ -250,34 +281,52 @@ def _signals_blocked() -> Iterator[None]:
     """What is started within never gets Ctrl-C or SIGTERM, not even before its first line: the
     parent saves what there is to save meanwhile, and ends it."""
     resource_tracker.ensure_running()  # starting that would let the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # this may raise what has just come
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _memory(opened: contextlib.ExitStack, name: str, nbytes: int) -> int:
+    """The descriptor of memory that lasts as long as a process has it, open within `opened`."""
+    descriptor = os.memfd_create(name)
+    opened.callback(os.close, descriptor)
+    os.posix_fallocate(descriptor, 0, nbytes)  # rather than to be killed when it is used
+    return descriptor
+
+
 def _places(descriptor: int, shape: Sequence[int]) -> np.ndarray:
     """The shared memory, as chunks."""
-    return np.frombuffer(mmap.mmap(descriptor, 0), np.float32).reshape(-1, *shape)
+    return np.frombuffer(_mapped(descriptor), np.float32).reshape(-1, *shape)
 
 
-def _work(connection: Connection, known: Mapping[str, int]) -> None:
-    """What a worker does until the pipe is closed: load chunks, each into its place. known: the
-    parent's limits."""
+def _mapped(descriptor: int) -> mmap.mmap:
+    """Memory by its descriptor, which is closed."""
+    try:
+        return mmap.mmap(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def _work(connection: Connection, known: Mapping[str, int], first: int,
+          shape: Sequence[int]) -> None:
+    """What a worker does until the pipe is closed: load chunks of this shape, each into its place,
+    of which `first` is the first. known: the parent's limits."""
     begin(known)
     try:
-        descriptor = reduction.recv_handle(connection)
-        loader, first, shape = pickle.loads(connection.recv_bytes())
-        places = _places(descriptor, shape)[first : first + PLACES]
+        with _mapped(reduction.recv_handle(connection)) as data:
+            loader: FrameLoader = pickle.loads(data)
+        places = _places(reduction.recv_handle(connection), shape)[first : first + PLACES]
         while True:
             place, chunk, epoch, backwards = connection.recv()
             error = None
             try:
-                places[place] = loader.load([chunk], epoch, backwards)[0]
+                loader.load([chunk], epoch, backwards, places[place : place + 1])
             except Exception as found:
                 error = _to_send(found)
-            connection.send((place, error))
+            connection.send((place, error, loader.source.keeps_all))
     except (EOFError, OSError):
         return
 

@@ -69,7 +69,6 @@ class FrameSource:
             store.require(step, context)
             store.match(self.videos)
         self.store = store
-        self._asked: Sequence[Video] = self.videos
         self._forget()
 
     def _forget(self) -> None:
@@ -78,23 +77,23 @@ class FrameSource:
         # By index and whether it is played backwards; the one used last comes last.
         self._kept: OrderedDict[tuple[int, bool], np.ndarray] = OrderedDict()
         self._bytes = 0
+        self._dropped = False  # a video, for want of room
         self._decoding: dict[tuple[int, bool], Future[np.ndarray]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: what is in memory stays here."""
-        gone = ("_lock", "_kept", "_bytes", "_decoding", "_fits")
+        gone = ("_lock", "_kept", "_bytes", "_dropped", "_decoding")
         return {name: value for name, value in self.__dict__.items() if name not in gone}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
 
-    def part(self, number: int, of: int) -> FrameSource:
-        """The source for one of so many processes, each of which asks for every `of`-th video alone
-        and has its part of the memory."""
+    def part(self, of: int) -> FrameSource:
+        """The source for one of so many processes, each of which has its part of the memory."""
         result = copy.copy(self)
+        result._fits = self._fits
         result.max_bytes = self.max_bytes // of
-        result._asked = self.videos[number::of]
         return result
 
     def __len__(self) -> int:
@@ -139,8 +138,14 @@ class FrameSource:
 
     @cached_property
     def _fits(self) -> bool:
-        """Whether the frames of all videos asked for, from the store, have room in memory."""
-        return self.store is not None and self.store.decoded_bytes(self._asked) <= self.max_bytes
+        """Whether the frames of all videos, from the store, have room in memory."""
+        return self.store is not None and self.store.decoded_bytes(self.videos) <= self.max_bytes
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether a video is still in memory when it is asked for again, as far as that is known
+        yet."""
+        return not self._dropped if self.store is None else self._fits
 
     def _get(self, key: tuple[int, bool]) -> np.ndarray:
         with self._lock:
@@ -178,6 +183,8 @@ class FrameSource:
         return sample_video(path, self.step, self.context)
 
     def _keep(self, key: tuple[int, bool], frames: np.ndarray) -> None:
+        if self._bytes + frames.nbytes > self.max_bytes:
+            self._dropped = True
         if frames.nbytes > self.max_bytes:
             return
         self._kept[key] = frames

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from recres import build, config, train, workers
 from recres.datasets import figures
 from recres.errors import InputError
-from recres.loader import FrameLoader, Videos, plan_epoch
+from recres.loader import Chunk, FrameLoader, Videos, plan_epoch
 from recres.rehearsal import Enough, opened
 from recres.runs import read_json, read_metrics
 from recres.video import source as sources
@@ -121,23 +122,91 @@ def test_the_same_bits_at_any_number_of_workers(frames, count):
 def test_the_same_bits_from_a_store(frames, figures_root, tmp_path, max_bytes):
     videos, loader = frames
     chosen = options(figures_root)
-    with FrameStoreWriter(tmp_path / "s", Settings(chosen.frame_step, 4, None, "raw", None)) as to:
-        for video in videos.source.videos:
-            to.add(*encode_video(video, to.settings))
     source = FrameSource(videos.source.videos, chosen.frame_step, chosen.context, max_bytes,
-                         store=FrameStore(tmp_path / "s"))
+                         store=made_store(tmp_path / "s", videos.source.videos, chosen, "raw"))
     with WorkerLoader(FrameLoader(source, chosen, "torch"), 2, 12) as two:
         for found, expected in zip(everything(two, videos), everything(loader, videos),
                                    strict=True):
             assert found.tobytes() == expected.tobytes()
 
 
+def made_store(folder, videos, chosen, codec):
+    settings = Settings(chosen.frame_step, 4, None, codec, 90 if codec == "jpeg" else None)
+    with FrameStoreWriter(folder, settings) as to:
+        for video in videos:
+            to.add(*encode_video(video, settings))
+    return FrameStore(folder)
+
+
+@pytest.mark.parametrize("values", [
+    {"augment_per_frame": True, "colour_jitter": 0.5},
+    {"sampling": "segments", "context": 3},
+    {"context": 1, "codec": "jpeg"},
+    {"input": "flow", "flow_length": 3},
+    {"input": "dynamic"},
+], ids=lambda values: "-".join(values))
+def test_the_same_bits_whatever_is_loaded(figures_root, tmp_path, values):
+    values, codec = dict(values), values.get("codec")
+    values.pop("codec", None)
+    chosen = options(figures_root, **values)
+    split = figures.read(figures_root)
+    split = split._replace(train=split.train[::6], test=split.test[:2])
+    chosen = replace(chosen, holdout=0.0)
+    listed = (*split.train, *split.test)
+    store = made_store(tmp_path / "s", listed, chosen, codec) if codec else None
+    source = FrameSource(listed, chosen.frame_step, chosen.context, 10**8, chosen.input,
+                         chosen.flow_length, store)
+    videos = Videos(split, chosen, source=source)
+    loader = FrameLoader(source, chosen, "caffe")
+    jobs = [(videos.chunks("train")[::3], 4, False), (videos.chunks("test")[:3], None, True)]
+    with WorkerLoader(loader, 2, 12) as two:
+        for job in jobs:
+            assert two.load(*job).tobytes() == loader.load(*job).tobytes()
+
+
+def test_what_is_wrong_with_a_store_is_said_in_the_same_words(frames, figures_root, tmp_path):
+    listed, chosen = frames[0].source.videos[:4], options(figures_root)
+    store = made_store(tmp_path / "s", listed, chosen, "jpeg")
+    shard = store.shard(0)
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    loader = FrameLoader(FrameSource(listed, chosen.frame_step, 2, 0, store=store), chosen, "torch")
+    with WorkerLoader(loader, 1, 12) as one:
+        words = []
+        for each in (loader, one):
+            with pytest.raises(InputError, match="are damaged: CRC-32") as caught:
+                each.load([Chunk(0, 3, 0)], 0)
+            words.append(str(caught.value))
+    assert words[0] == words[1]
+
+
 def test_each_worker_has_its_part_of_the_memory(frames):
     source = frames[0].source
-    parts = [pickle.loads(pickle.dumps(source.part(i, 3))) for i in range(3)]
-    assert source._kept and not any(part._kept for part in parts)
-    assert {part.max_bytes for part in parts} == {source.max_bytes // 3}
-    np.testing.assert_array_equal(parts[0].frames(3), source.frames(3))
+    part = pickle.loads(pickle.dumps(source.part(3)))
+    assert source._kept and not part._kept
+    assert part.max_bytes == source.max_bytes // 3
+    np.testing.assert_array_equal(part.frames(3), source.frames(3))
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_worker_takes_the_chunks_of_another_only_where_videos_are_not_kept(
+        frames, figures_root, monkeypatch, room):
+    """Which would all have to be decoded again. All chunks are of videos of the first worker."""
+    videos, chosen = frames[0], options(figures_root)
+    source = FrameSource(videos.source.videos, chosen.frame_step, chosen.context, 10**9 * room)
+    loader = FrameLoader(source, chosen, "torch")
+    send, did = workers._Worker.send, []
+
+    def sends(self, wanted):
+        did.append(self.process.name)
+        send(self, wanted)
+
+    monkeypatch.setattr(workers._Worker, "send", sends)
+    chunks = [chunk for chunk in videos.chunks("train") if chunk.video % 2 == 0][:12]
+    with WorkerLoader(loader, 2, 12) as two:
+        two.load([*chunks[:1], *videos.chunks("test")[1:2]])  # both are up
+        did.clear()
+        assert two.load(chunks, 0).tobytes() == loader.load(chunks, 0).tobytes()
+    assert set(did) == ({"loader-0"} if room else {"loader-0", "loader-1"})
 
 
 def test_no_more_is_under_way_than_there_are_places(frames, monkeypatch):
@@ -145,8 +214,8 @@ def test_no_more_is_under_way_than_there_are_places(frames, monkeypatch):
     videos, loader = frames
     send, most, seen = workers._Worker.send, [], {}
 
-    def sends(self):
-        send(self)
+    def sends(self, wanted):
+        send(self, wanted)
         most.append(len(self.sent))
         for _, _, (chunk, *_) in self.sent.values():
             assert seen.setdefault(chunk.video, self) is self  # which has it in memory
@@ -205,7 +274,7 @@ def test_a_worker_that_dies_is_told_with_its_file_and_ends_all(frames, figures_r
     stuck = videos.sides["train"][0]
     listed = list(videos.source.videos)
     listed[stuck] = listed[stuck]._replace(path=slow)
-    source = FrameSource(listed, chosen.frame_step, chosen.context, 0)
+    source = FrameSource(listed, chosen.frame_step, chosen.context, 10**9)
     loader = WorkerLoader(FrameLoader(source, chosen, "torch"), 2, 12)
     with loader:
         process = loader._workers[stuck % 2].process
@@ -234,8 +303,9 @@ def test_a_worker_that_dies_is_told_with_its_file_and_ends_all(frames, figures_r
                              f"held {slow}")
         with pytest.raises(WorkerDied, match="SIGKILL"):
             loader.load(others)
-        wait_until(lambda: not any(worker.process.is_alive() for worker in loader._workers), 2)
-    assert not {worker.process.pid for worker in loader._workers if alive(worker.process.pid)}
+        pids = [worker.process.pid for worker in loader._workers]
+        wait_until(lambda: not any(map(alive, pids)), 2)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)  # nor as a zombie
 
 
 def test_an_error_while_starting_leaves_no_process(frames, monkeypatch):
@@ -247,14 +317,113 @@ def test_an_error_while_starting_leaves_no_process(frames, monkeypatch):
         raise BrokenPipeError
 
     before = children()
-    for send, error, text in ((fails, OSError, "^no$"),
-                              (dies, WorkerDied, "SIGKILL.*held no file")):
-        monkeypatch.setattr(workers.reduction, "send_handle", send)
-        with pytest.raises(error, match=text):
-            WorkerLoader(frames[1], 2, 12)
+    monkeypatch.setattr(workers.reduction, "send_handle", fails)
+    with pytest.raises(OSError, match="^no$"):
+        WorkerLoader(frames[1], 2, 12)
+    monkeypatch.setattr(workers.reduction, "send_handle", dies)
+    with WorkerLoader(frames[1], 2, 12) as loader:
+        wait_until(lambda: loader._error is not None)
+        with pytest.raises(WorkerDied, match="SIGKILL.*held no file"):
+            loader.load(frames[0].chunks("test"))
     assert len(children() - before) <= 1  # multiprocessing's own tracker
     with pytest.raises(ValueError, match="workers is 0"):
         WorkerLoader(frames[1], 0, 12)
+
+
+def never_reads(*_):
+    """In place of a worker."""
+    signal.pause()
+
+
+def test_nothing_waits_until_workers_have_begun(frames, monkeypatch):
+    """However long the list of videos is: they import for a second."""
+    video = frames[0].source.videos[0]
+    source = FrameSource([video._replace(name=f"{i:0500}") for i in range(4000)], 5, 2, 0)
+    loader = FrameLoader(source, frames[1].config, "torch")
+    assert len(pickle.dumps(loader)) > 2e6
+    monkeypatch.setattr(workers, "_work", never_reads)
+    made = []
+    thread = threading.Thread(target=lambda: made.append(WorkerLoader(loader, 1, 12)), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert made
+    made[0].close()
+
+
+def calls(loader, chunks, count):
+    """Threads that load, and a list of what goes wrong in them."""
+    errors = []
+
+    def call():
+        try:
+            loader.load(chunks, 0)
+        except Exception as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    return threads, errors
+
+
+def test_closing_ends_calls_that_wait(frames, monkeypatch):
+    """And what was answered in the same moment is let go (a thread's traceback fails the test)."""
+    end = WorkerLoader._end
+
+    def ends(self):
+        if self._closing:
+            wait_until(lambda: all(w.connection.poll() for w in self._workers if w.sent))
+        end(self)
+
+    with WorkerLoader(frames[1], 2, 12) as loader:
+        loader.load(frames[0].chunks("test"))
+        threads, errors = calls(loader, frames[0].chunks("train") * 3, 3)
+        wait_until(lambda: all(worker.sent for worker in loader._workers))
+        monkeypatch.setattr(WorkerLoader, "_end", ends)
+        loader.close()
+        for thread in threads:
+            thread.join(10)
+        assert len(errors) == 3 and "the loader was closed" in errors
+        with pytest.raises(ValueError, match="is closed"):
+            loader.load([])
+
+
+def test_an_answer_that_cannot_be_read_ends_all(frames, monkeypatch):
+    def receive(self):
+        self.connection.recv_bytes()
+        raise TypeError("what")
+
+    monkeypatch.setattr(workers._Worker, "receive", receive)
+    with WorkerLoader(frames[1], 1, 12) as loader:
+        threads, errors = calls(loader, frames[0].chunks("test")[:1], 1)
+        threads[0].join(10)
+        file = frames[0].source.videos[frames[0].chunks("test")[0].video].path
+        assert errors == [f"loader process {loader._workers[0].process.pid} cannot be understood "
+                          f"(TypeError: what); it held {file}"]
+
+
+def test_a_copy_of_the_process_does_not_end_its_workers(frames, monkeypatch):
+    """A fork that ends as programs do calls what was registered for that."""
+    with WorkerLoader(frames[1], 1, 12) as loader:
+        with monkeypatch.context() as patch:
+            patch.setattr(workers.os, "getpid", lambda: 1)
+            loader.close()
+        assert loader.load(frames[0].chunks("test")[:1]).any()
+
+
+def test_nothing_is_left_of_loaders_that_were_closed(frames):
+    """While the object is still there."""
+    def left():
+        shared = Path("/proc/self/maps").read_text().count("recres-")
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), shared
+
+    loaders, found = [], []
+    for _ in range(3):
+        with WorkerLoader(frames[1], 1, 12) as loader:
+            loader.load(frames[0].chunks("test")[:1])
+        loaders.append(loader)
+        found.append(left())
+    assert found[0] == found[1] == found[2] and found[0][2] == 0
 
 
 SCRIPT = """
@@ -358,7 +527,8 @@ def test_a_rehearsal_ends_its_workers(figures_root, scanned):
         assert len(children() - before) >= 1
         trainer.loader.load(trainer.chunks[:1])
         assert 20e6 < job.workers.peak_bytes < 2e9
-    assert not job.workers._workers[0].process.is_alive()
+        pid = job.workers._workers[0].process.pid
+    assert not Path(f"/proc/{pid}").exists()
     assert job.workers.peak_bytes == 0
 
 
