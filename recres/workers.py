@@ -315,6 +315,9 @@ def _work(connection: Connection, known: Mapping[str, int], first: int,
     """What a worker does until the pipe is closed: load chunks of this shape, each into its place,
     of which `first` is the first. known: the parent's limits."""
     begin(known)
+    # The C library gives freed memory back to the kernel unless it has seen larger blocks come and
+    # go: a quarter of the time would go into getting it again for each chunk.
+    np.empty(16 << 20, np.uint8)
     try:
         with _mapped(reduction.recv_handle(connection)) as data:
             loader: FrameLoader = pickle.loads(data)
