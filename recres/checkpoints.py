@@ -8,19 +8,21 @@
 `recover` is asked when a run begins or goes on: it sees to it that checkpoint.safetensors is whole,
 taking the one before where it is not. `Checkpoints` writes: the arrays are copies, one thread at a
 time puts them on disk, and what went wrong there is raised by `check` or `wait`. What could not be
-written is still in memory then, and `rescue` puts it where it can.
+written is still in memory then, and `rescue` puts it where it can (`other_folders`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +32,15 @@ from tensorlite.distributed import Processes
 from tensorlite.io import FormatError, flush_folder, replacing
 
 NEWEST, BEST, DAMAGED = "checkpoint.safetensors", "best.safetensors", "checkpoint.damaged"
+MEMORY = Path("/dev/shm")
+
+
+class State(NamedTuple):
+    """All that training goes on from (`checkpoint.snapshot`), after so many updates."""
+
+    arrays: Mapping[str, np.ndarray]
+    metadata: Mapping[str, str]
+    update: int
 
 
 def resume_command(folder: Path, processes: Processes) -> str:
@@ -39,6 +50,17 @@ def resume_command(folder: Path, processes: Processes) -> str:
 
 class NotWritten(Exception):
     """Something of a run could not be written to its folder; the cause says why."""
+
+
+def other_folders() -> Iterator[Path]:
+    """Where the state of a run may go whose own folder cannot be written to: the one for temporary
+    files (TMPDIR), the user's, and at last memory."""
+    with contextlib.suppress(OSError):  # there is none that anything could be written to
+        yield Path(tempfile.gettempdir())
+    with contextlib.suppress(RuntimeError):
+        yield Path.home()
+    if MEMORY.is_dir():
+        yield MEMORY
 
 
 def earlier(folder: Path) -> list[Path]:
@@ -122,15 +144,17 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._failed: tuple[Mapping[str, np.ndarray], Mapping[str, str]] | None = None
+        self._unwritten: State | None = None
 
     def save(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], update: int,
              before: Callable[[], object] = lambda: None) -> None:
         """Begin to write a checkpoint of so many updates (see `checkpoint.snapshot`), whose arrays
         nobody may write to any more. `before` is called first, in the thread."""
         def write() -> None:
+            self._unwritten = State(arrays, metadata, update)
             before()
             self._write_newest(arrays, metadata)
-            self.written = update
+            self.written, self._unwritten = update, None
             self._tell()
 
         self._begin(write)
@@ -165,33 +189,50 @@ class Checkpoints:
             self._thread.join()
             self._thread = None
 
-    def rescue(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str], update: int,
-               error: NotWritten) -> RunFailed:
-        """Write the state of now, and a best model that was not written, outside the run's folder.
+    def rescue(self, state: State | None, update: int, error: NotWritten,
+               failed: BaseException | None = None) -> RunFailed:
+        """Write the state of now, and a best model that was not written, outside the run's folder:
+        into the first of `other_folders` that takes it. `update` is how many were begun. state:
+        None where that of now is not whole; then that of the checkpoint which could not be written
+        takes its place. failed: what else went wrong.
 
         Gives the error that says where they are and how to go on with them, or what is lost.
         """
         self.close()
-        why = _reason(error.__cause__ or error)
         resume = resume_command(self.folder, self.processes)
-        text = f"{self.folder}: cannot be written: {why}"
-        place = None
+        text = f"{self.folder}: cannot be written: {_reason(error.__cause__ or error)}"
+        if failed is not None:
+            text += f"; and {_reason(failed)}"
+        state, tried = state or self._unwritten, []
+        for folder in other_folders():
+            if state is None:
+                break
+            try:
+                place = self._put(folder, state)
+            except Exception as second:
+                tried.append(f"{folder}: {_reason(second)}")
+                continue
+            note = ", which is memory, and gone when the machine ends" if folder == MEMORY else ""
+            return RunFailed(f"{text}; the state after update {state.update} is saved in {place}"
+                             f"{note}; when there is room, go on with: mv "
+                             f"{shlex.quote(str(place))}/* {shlex.quote(str(self.folder))} && "
+                             f"{resume}")
+        nor = f"; nor can {', nor '.join(tried)}" if tried else ""
+        lost = "nothing is lost" if update == self.written else (
+            f"lost is what came after update {self.written}, up to update {update}")
+        return RunFailed(f"{text}{nor}; {lost}; when there is room, go on with: {resume}")
+
+    def _put(self, folder: Path, state: State) -> Path:
+        """Write what is to be rescued into a new folder within `folder`, or leave nothing there."""
+        place = Path(tempfile.mkdtemp(prefix="recres-", dir=folder))
         try:
-            place = Path(tempfile.mkdtemp(prefix="recres-"))
             if self._failed is not None:
                 checkpoint.write_model(place / BEST, *self._failed)
-            checkpoint.write(place / NEWEST, arrays, metadata)
-        except Exception as second:
-            where = place or "a temporary folder"
-            if place is not None:
-                shutil.rmtree(place, ignore_errors=True)
-            lost = "nothing is lost" if update == self.written else (
-                f"lost is what came after update {self.written}, up to update {update}")
-            return RunFailed(f"{text}; nor can {where}: {_reason(second)}; {lost}; when there is "
-                             f"room, go on with: {resume}")
-        return RunFailed(f"{text}; the state after update {update} is saved in {place}; when there "
-                         f"is room, go on with: mv {shlex.quote(str(place))}/* "
-                         f"{shlex.quote(str(self.folder))} && {resume}")
+            checkpoint.write(place / NEWEST, state.arrays, state.metadata)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+        return place
 
     def _tell(self) -> None:
         self.processes.after_a_death(f"the last checkpoint is of update {self.written}, go on "

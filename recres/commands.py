@@ -159,6 +159,7 @@ class Interrupts:
             if not self.quiet:
                 print("\nfinishing the update (once more: stop at once) …", file=sys.stderr)
         else:
+            self.requested = True  # (in a place where Python drops exceptions, this is what stays)
             raise Interrupted(self.hint)
 
     @contextlib.contextmanager
@@ -166,6 +167,17 @@ class Interrupts:
         """Within it the first signal only sets `requested`; the caller looks at that afterwards."""
         before, self._deferring = self._deferring, True
         try:
+            yield
+        finally:
+            self._deferring = before
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within it, though it is in `deferred`, nothing is put off, nor what was before."""
+        before, self._deferring = self._deferring, False
+        try:
+            if self.requested:
+                raise Interrupted(self.hint)
             yield
         finally:
             self._deferring = before

@@ -165,9 +165,9 @@ def opened(options: Config, interrupts: Interrupts, few: bool = False,
     with (tempfile.TemporaryDirectory(prefix="recres-") as folder,
           Run.create(folder, changed, {}) as run, interrupts):
         processes.share((run.path, changed, run.about, options, limits.values()))
-        commands.use_machine(options.threads, options.device)
         with (precision.using(options.precision),
               contextlib.closing(Rehearsal(run, options, interrupts, few, processes)) as job):
+            commands.use_machine(options.threads, job.config.device)
             trainer, _, job.store = job.open()
             trainer.guard.dumps = False
             trainer.checkpoints.wait()
@@ -182,9 +182,9 @@ def opened(options: Config, interrupts: Interrupts, few: bool = False,
 def follow(run: Run, options: Config, processes: Processes) -> None:
     """Take part in the rehearsal of rank 0, in the folder of `run`."""
     stop = Enough(math.inf)
-    commands.use_machine(options.threads, options.device)
     with (stop, precision.using(options.precision),
           contextlib.closing(Rehearsal(run, options, stop, True, processes)) as job):
+        commands.use_machine(options.threads, job.config.device)
         trainer, _, _ = job.open()
         stop.train(trainer)
         _memory(job)

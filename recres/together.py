@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from recres.checkpoint import Progress
-from recres.commands import Interrupts, RunFailed
+from recres.commands import RunFailed
 from recres.config import Config
+from recres.errors import InputError
 from recres.loader import Chunk, share
 from tensorlite import nn
+from tensorlite.device import parse_device, visible_cards
 from tensorlite.distributed import (
     Diverged,
     GradientSums,
@@ -27,6 +29,46 @@ from tensorlite.distributed import (
 from tensorlite.optim import LossScaler, Optimizer
 
 CHECK_UPDATES = 100  # between looks whether all processes still hold the same parameters
+
+
+def choose_card(device: str, local_rank: int, local_size: int, cards: int) -> str:
+    """The card of one of `local_size` processes on a machine, each of which sees so many cards, for
+    --device `device`. A launcher may show each its own card alone: that is the first it sees.
+
+    InputError where there is not one for each.
+    """
+    if local_size == 1:
+        return parse_device(device)
+    if device == "cuda" and cards >= local_size:
+        return f"cuda:{local_rank}"
+    if cards == 1 and parse_device(device) == "cuda:0":
+        return "cuda:0"
+    if device != "cuda":
+        raise InputError(f"--device {device}: is one card, and {local_size} processes on this "
+                         "machine need one each: --device cuda gives each its own, "
+                         "CUDA_VISIBLE_DEVICES says of which")
+    raise InputError(f"--device cuda: {local_size} processes on this machine need a card each, and "
+                     f"they see {cards}: start no more than there are cards")
+
+
+def own_device(device: str, processes: Processes) -> str:
+    """Where this one of `processes` computes; all of a machine ask together. InputError where they
+    cannot have a card each."""
+    if processes.size == 1 or device == "cpu":
+        return device
+    try:
+        cards = visible_cards()
+    except RuntimeError as error:
+        raise InputError(f"--{error}") from None
+    chosen = choose_card(device, processes.local_rank, processes.local_size, len(cards))
+    index = int(chosen.partition(":")[2])
+    mine = cards[index] if index < len(cards) else "none"
+    used = processes.neighbours(mine)
+    if len(set(used)) < len(used):
+        raise InputError(f"--device {device}: {len(used)} processes on this machine need a card "
+                         f"each, and {used.count(mine)} see the same one alone ({mine}): start no "
+                         "more than there are cards, or let each see its own")
+    return chosen
 
 
 class Together:
@@ -115,7 +157,3 @@ class Together:
                 self.processes.check_equal(self.model)
             except Diverged as error:
                 raise RunFailed(f"update {update}: {error}") from None
-
-    def deferred(self, interrupts: Interrupts) -> contextlib.AbstractContextManager[None]:
-        """Around training: several processes stop after the same update, none of them at once."""
-        return contextlib.nullcontext() if self.alone else interrupts.deferred()

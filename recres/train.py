@@ -26,6 +26,7 @@ from recres.models import VideoResNet
 from recres.models.sequence import SequenceModel
 from recres.runs import RUNS, Run
 from recres.scores import write_scores
+from recres.together import own_device
 from recres.trainer import Follower, Trainer
 from recres.video.source import FrameSource
 from recres.workers import WorkerDied, WorkerLoader
@@ -82,6 +83,8 @@ def _follow(processes: Processes) -> int:
     path, options, about, rehearsed, known = shared
     limits.change(known)
     run = Run(path, options, about)
+    advice = "" if rehearsed is not None else (
+        f"; go on with: {checkpoints.resume_command(path, processes)}")
     try:
         if rehearsed is not None:
             from recres import rehearsal
@@ -94,13 +97,13 @@ def _follow(processes: Processes) -> int:
         if processes.all_end():  # as all were
             return 130
         raise Interrupted(f"rank {processes.rank} of {processes.size} was asked to stop, and all "
-                          "stop") from None
+                          f"stop{advice}") from None
     except Exception as error:
         if processes.all_end():  # all for the same reason: rank 0 says it
             return 1
         text = " ".join(str(error).split())
         raise RunFailed(f"rank {processes.rank} of {processes.size}: {type(error).__name__}: {text}"
-                        ) from error
+                        f"{advice}") from error
     return 0
 
 
@@ -197,8 +200,7 @@ class Job:
         self.run, self.config, self.interrupts, self.log = run, run.config, interrupts, log
         self.source, self.processes = source, processes or Processes()
         self.workers: WorkerLoader | None = None
-        if self.processes.size > 1 and self.config.device == "cuda":
-            self.config = replace(self.config, device=f"cuda:{self.processes.local_rank}")
+        self.config = replace(self.config, device=own_device(self.config.device, self.processes))
 
     def do(self) -> None:
         """Do what is left to do."""

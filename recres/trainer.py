@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from recres import checkpoint
 from recres.checkpoint import Progress
-from recres.checkpoints import NEWEST, Checkpoints, NotWritten, has_best
+from recres.checkpoints import NEWEST, Checkpoints, NotWritten, State, has_best
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.evaluation import chunk_labels, score
@@ -129,8 +129,13 @@ class Trainer:
             self._epochs()
             self._check(wait=True)
         except NotWritten as error:
-            self._settle()
-            raise self.checkpoints.rescue(*self._snapshot(), self.progress.update, error) from error
+            raise self._rescue(error) from error
+        except (Exception, Interrupted) as ended:
+            try:
+                self._check(wait=True)
+            except NotWritten as error:
+                raise self._rescue(error, ended) from error
+            raise
         finally:
             self.checkpoints.close()
             self.metrics.close()
@@ -138,9 +143,12 @@ class Trainer:
                 self.events.close()
 
     def _epochs(self) -> None:
-        with self.together.deferred(self.interrupts):
+        with self.interrupts.deferred():
             while self.progress.epoch < self.epochs:
                 self._epoch()
+            self._heed_interrupts()
+        if self.interrupts.requested:  # after the last look that all took
+            raise Interrupted(self.interrupts.hint)
 
     def record(self, line: dict[str, Any]) -> None:
         """Add a line to the log."""
@@ -153,13 +161,26 @@ class Trainer:
         """Have the checkpoint written, while training goes on."""
         self._settle()
         self._check()
-        self.checkpoints.save(*self._snapshot(), self.progress.update,
+        self.checkpoints.save(*self._snapshot(),
                               before=self.metrics.sync if self.metrics else lambda: None)
         self._saved = time.monotonic()
 
-    def _snapshot(self) -> tuple[checkpoint.Arrays, dict[str, str]]:
+    def _snapshot(self) -> State:
         self.progress.unlogged = list(self.metrics.unwritten) if self.metrics else []
-        return checkpoint.snapshot(self.model, self.optimizer, self.progress, self.scaler)
+        return State(*checkpoint.snapshot(self.model, self.optimizer, self.progress, self.scaler),
+                     self.progress.update)
+
+    def _rescue(self, error: NotWritten, ended: BaseException | None = None) -> RunFailed:
+        """See `Checkpoints.rescue`; `ended`: what ends training anyway."""
+        state = None
+        if ended is None:
+            try:
+                self._settle()
+                state = self._snapshot()
+            except Exception as failed:  # in an update, by which the norms' statistics are spoilt
+                ended = failed
+        return self.checkpoints.rescue(state, self.progress.update, error,
+                                       None if isinstance(ended, Interrupted) else ended)
 
     def _check(self, wait: bool = False) -> None:
         """NotWritten if something could not be; `wait` for what is being written."""
@@ -188,8 +209,9 @@ class Trainer:
                 self._heed_interrupts()
                 self._save_now_and_then()
         self.save()
-        self._evaluate()
-        self.processes.wait()
+        with self.interrupts.at_once():  # it may take long, and nothing of it is needed
+            self._evaluate()
+            self.processes.wait()
         progress.epoch, progress.done = progress.epoch + 1, 0
         self._heed_interrupts()
         self.save()

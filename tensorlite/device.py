@@ -61,6 +61,13 @@ def require_cuda(device: str) -> ModuleType:
     return cupy
 
 
+def visible_cards() -> list[str]:
+    """The CUDA devices that this process sees, by the places that their names stand for: where they
+    are on the machine's bus. RuntimeError as `require_cuda`."""
+    runtime = require_cuda("cuda:0").cuda.runtime
+    return [runtime.deviceGetPCIBusId(i) for i in range(runtime.getDeviceCount())]
+
+
 def use_device(device: str) -> None:
     """Let this thread compute on `device` from here on. Operations on arrays of a CUDA device make
     their results on the thread's, which is "cuda:0" at first; RuntimeError where it is missing."""

@@ -63,6 +63,10 @@ class Processes:
         """The sum over ranks of a number, or of an array on their devices."""
         return value
 
+    def neighbours(self, value: Any) -> list[Any]:
+        """What each rank on this machine has as `value`, by local rank."""
+        return [value]
+
     def check_equal(self, model: nn.Module) -> None:
         """Raise Diverged unless parameters and buffers are bit-equal on all ranks."""
 
@@ -150,7 +154,7 @@ class MPIProcesses(Processes):
         self.comm = MPI.COMM_WORLD.Dup()
         self._ends = MPI.COMM_WORLD.Dup()  # apart: a rank may end in the midst of anything
         self.rank, self.size = self.comm.rank, self.comm.size
-        near = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self._near = near = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = near.rank, near.size
         self._sums: dict[bool, Sums] = {}
         self._told = False
@@ -213,6 +217,9 @@ class MPIProcesses(Processes):
         sums.finish(sums.begin(result))
         return result.reshape(value.shape)
 
+    def neighbours(self, value: Any) -> list[Any]:
+        return self._near.allgather(value)
+
     def check_equal(self, model: nn.Module) -> None:
         named = {**{n: p.data for n, p in model.named_parameters()}, **dict(model.named_buffers())}
         mine = {name: zlib.crc32(np.ascontiguousarray(to_device(array, "cpu")).data)
@@ -225,7 +232,10 @@ class MPIProcesses(Processes):
                                    "no longer hold the same network cannot go on")
 
     def wait(self) -> None:
-        request = self.comm.Ibarrier()
+        self._wait(self.comm)
+
+    def _wait(self, comm: Any) -> None:
+        request = comm.Ibarrier()
         while not request.Test():
             time.sleep(POLITE_SECONDS)
 
@@ -247,7 +257,8 @@ class MPIProcesses(Processes):
         elif status and not self.all_end():
             self._say(sentinel.FAILED)
             self.comm.Abort(status)
-        self.wait()
+        if not self._all_ended:  # (not by `wait`: one of it may have been left by an interrupt)
+            self._wait(self._ends)
         self._say(sentinel.FAREWELL)
         self._watcher.join(END_SECONDS)
         if self._child is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -12,15 +13,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from recres import checkpoint, train
+from recres import checkpoint, checkpoints, train
 from recres.checkpoint import DIGEST
 from recres.checkpoints import BEST, NEWEST
 from recres.files import read_json, write_json
 from recres.runs import MetricsLog, read_metrics
+from recres.trainer import Trainer
 from tensorlite.io import load_safetensors, save_safetensors
 
 
@@ -47,11 +51,25 @@ def one_line(text: str) -> str:
 
 @pytest.fixture
 def temporary(tmp_path, monkeypatch) -> Path:
-    """The system's temporary folder, for the time of a test."""
+    """The system's temporary folder, for the time of a test, and the user's; memory is none."""
     folder = tmp_path / "temporary files"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setattr(checkpoints, "MEMORY", tmp_path / "none")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk that can be full; the test is skipped where none can be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, after: int,
@@ -141,19 +159,107 @@ def test_what_is_lost_is_said_where_nothing_can_be_written(trained, tiny, tmp_pa
         assert train.main(["--out", str(folder), *tiny, "--save-seconds", "0"]) == 1
     line = one_line(capsys.readouterr().err)
     kept = checkpoint.read_checkpoint(folder / NEWEST)[1].update
-    assert re.search(rf"; nor can {re.escape(str(temporary))}/recres-\w+: No space left on device; "
-                     rf"lost is what came after update {kept}, up to update \d+; when", line)
+    tried = ", nor ".join([f"{re.escape(str(temporary))}: No space left on device"] * 2)
+    assert re.search(rf"; nor can {tried}; lost is what came after update {kept}, up to update "
+                     r"\d+; when", line)
     assert not any(temporary.iterdir())
     assert go_on_as_told(line) == 0
     assert_same_run(folder, trained)
 
 
-def test_a_disk_that_is_really_full(tiny, tmp_path):
+@pytest.mark.parametrize("takes", ["home", "memory"])
+def test_other_places_are_tried_in_turn(trained, tiny, tmp_path, temporary, monkeypatch, capsys,
+                                        takes):
+    """The folder for temporary files, the user's own, and memory, of which the line warns."""
+    folder, home, memory = (tmp_path / name for name in ("run", "home", "memory"))
+    memory.mkdir()
+    if takes == "home":
+        home.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setattr(checkpoints, "MEMORY", memory)
+        refuse(patch, temporary, NEWEST, 0)
+        refuse(patch, folder, NEWEST, 3)
+        assert train.main(["--out", str(folder), *tiny, "--save-seconds", "0"]) == 1
+    line = one_line(capsys.readouterr().err)
+    (place,) = (home if takes == "home" else memory).iterdir()
+    warned = ", which is memory, and gone when the machine ends" if takes == "memory" else ""
+    assert f" is saved in {place}{warned}; when there is room" in line and "nor can" not in line
+    assert not any(temporary.iterdir())
+    assert go_on_as_told(line) == 0
+    assert_same_run(folder, trained)
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_an_update_that_fails_when_the_disk_is_full_does_not_take_the_state_with_it(
+        trained, tiny, tmp_path, temporary, monkeypatch, capsys, ahead):
+    """It has spoilt the state of now; but that of the checkpoint which could not be written is
+    whole. Whether how it went is asked when that is known (`ahead`), or it ends training itself."""
+    folder = tmp_path / "run"
+    save, accumulate, training = Trainer.save, Trainer.accumulate, Trainer.train
+
+    def saves(self):
+        save(self)
+        self.checkpoints.close()
+
+    def fails(self, inputs, batch, size):
+        full = self.checkpoints._error is not None
+        return accumulate(self, inputs * np.nan if full else inputs, batch, size)
+
+    def train_ahead(self):
+        self.ahead = ahead
+        training(self)
+
+    with monkeypatch.context() as patch:
+        for name, function in (("save", saves), ("accumulate", fails), ("train", train_ahead)):
+            patch.setattr(Trainer, name, function)
+        refuse(patch, folder, NEWEST, 3)
+        assert train.main(["--out", str(folder), *tiny, "--save-seconds", "0"]) == 1
+    line = one_line(capsys.readouterr().err)
+    (place,) = temporary.iterdir()
+    saved = checkpoint.read_checkpoint(place / NEWEST)[1].update
+    assert saved == checkpoint.read_checkpoint(folder / NEWEST)[1].update + 1
+    assert (f"cannot be written: No space left on device; and update {saved + 1}: the loss is nan; "
+            in line)
+    assert f"; the state after update {saved} is saved in {place}; when there is room" in line
+    assert go_on_as_told(line) == 0
+    assert_same_run(folder, trained)
+
+
+def test_a_full_disk(trained, tiny, small_disk, temporary, tmp_path, monkeypatch, capsys):
+    """With the folder for temporary files on it too; what is saved at home goes on."""
+    folder, original = small_disk / "run", MetricsLog.append
+    (tmp_path / "home").mkdir()
+
+    def append(self, line):
+        if line["update"] == 3:
+            with contextlib.suppress(OSError), open(small_disk / "filler", "wb", 0) as filler:
+                while True:
+                    filler.write(bytes(512))
+        original(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "append", append)
+        patch.setattr(tempfile, "tempdir", str(small_disk))
+        patch.setenv("HOME", str(tmp_path / "home"))
+        assert train.main(["--out", str(folder), *tiny, "--save-seconds", "0"]) == 1
+    line = one_line(capsys.readouterr().err)
+    (place,) = (tmp_path / "home").iterdir()
+    assert f"{folder}: cannot be written: No space left on device; the state after update" in line
+    assert f" is saved in {place};" in line
+    assert {path.name for path in small_disk.iterdir()} == {"run", "filler"}
+    (small_disk / "filler").unlink()
+    assert go_on_as_told(line) == 0
+    assert_same_run(folder, trained)
+
+
+def test_files_that_may_not_grow(tiny, tmp_path):
     """Files may not grow beyond 100 kB: the checkpoint has no room, its file stays unwritten."""
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5)); " \
             "from recres import train; sys.exit(train.main(sys.argv[1:]))"
     done = subprocess.run([sys.executable, "-c", limit, "--out", str(tmp_path / "run"), *tiny],
-                          capture_output=True, text=True, check=False)
+                          capture_output=True, text=True, check=False,
+                          env=os.environ | {"HOME": str(tmp_path)})
     assert done.returncode == 1, done.stderr
     assert re.match(r"error: .*/run: cannot be written: File too large; nor can .*: File too "
                     r"large; lost is what came after update 0, up to update 1; when", done.stderr)

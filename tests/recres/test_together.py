@@ -11,10 +11,11 @@ import pytest
 
 from recres import commands, config, replay, train
 from recres.commands import Interrupted, RunFailed, bar
+from recres.errors import InputError
 from recres.guard import Guard
 from recres.loader import Chunk
 from recres.runs import read_metrics
-from recres.together import Together
+from recres.together import Together, choose_card, own_device
 from tensorlite import Tensor, distributed, nn, optim
 from tensorlite.distributed import Processes
 from tests.recres.test_distributed_training import errors, run
@@ -134,3 +135,50 @@ def test_an_update_of_two_processes_is_replayed(trained, tiny, tmp_path, capsys)
     loss = float(again.split()[4])
     expected = read_metrics(trained / "metrics.jsonl")[1]["loss"]
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("device", "local_rank", "local_size", "cards", "expected"), [
+    ("cuda", 0, 2, 2, "cuda:0"), ("cuda", 1, 2, 2, "cuda:1"), ("cuda", 1, 2, 8, "cuda:1"),
+    ("cuda", 0, 2, 1, "cuda:0"), ("cuda", 1, 2, 1, "cuda:0"), ("cuda:0", 3, 4, 1, "cuda:0"),
+    ("cuda", 0, 1, 8, "cuda:0"), ("cuda:5", 0, 1, 8, "cuda:5"),
+    ("cuda:1", 0, 2, 2, "--device cuda:1: is one card, and 2 processes"),
+    ("cuda:0", 1, 2, 2, "--device cuda:0: is one card, and 2 processes"),
+    ("cuda:1", 1, 2, 1, "--device cuda:1: is one card, and 2 processes"),
+    ("cuda", 2, 4, 3, "4 processes on this machine need a card each, and they see 3")])
+def test_the_card_of_a_process(device, local_rank, local_size, cards, expected):
+    if expected.startswith("cuda"):
+        assert choose_card(device, local_rank, local_size, cards) == expected
+    else:
+        with pytest.raises(InputError, match=expected):
+            choose_card(device, local_rank, local_size, cards)
+
+
+class Neighbours(Processes):
+    """One of two on a machine; `cards` is what the other says of its card."""
+
+    def __init__(self, local_rank: int, cards: str) -> None:
+        self.rank = self.local_rank = local_rank
+        self.size = self.local_size = 2
+        self.other = cards
+
+    def neighbours(self, value):
+        return [value, self.other] if self.local_rank == 0 else [self.other, value]
+
+
+def test_one_card_that_all_see_is_not_each_its_own(monkeypatch):
+    monkeypatch.setattr("recres.together.visible_cards", lambda: ["0000:1b:00.0"])
+    for rank in (0, 1):
+        assert own_device("cuda", Neighbours(rank, "0000:3d:00.0")) == "cuda:0"
+        with pytest.raises(InputError, match="^--device cuda: 2 processes .*and 2 see the same one "
+                                             r"alone \(0000:1b:00.0\)"):
+            own_device("cuda", Neighbours(rank, "0000:1b:00.0"))
+        assert own_device("cpu", Neighbours(rank, "")) == "cpu"
+    monkeypatch.setattr("recres.together.visible_cards", lambda: ["0000:1b:00.0", "0000:3d:00.0"])
+    assert own_device("cuda", Neighbours(1, "0000:1b:00.0")) == "cuda:1"
+    assert own_device("cuda:1", Processes()) == "cuda:1"
+
+
+def test_processes_on_a_gpu_without_cupy_say_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(InputError, match="^--device 'cuda:0': CuPy is not installed"):
+        own_device("cuda", Neighbours(0, ""))

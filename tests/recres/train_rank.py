@@ -2,7 +2,8 @@
 WHAT is "nothing", or "kill:N", "raise:N" or "stop:N" for what rank 1 does in its update N,
 "nan:N" for a loss of its that is not finite,
 "sentinel:N": rank 0 then kills the process that says who has died, or
-"full:N": from rank 0's checkpoint N on there is no room for one.
+"full:N": from rank 0's checkpoint N on there is no room for one, or
+"at:WHO:PLACE": where rank 0 comes to a place of `stops`, all, rank 0 or rank 1 are asked to stop.
 
 Parameters are compared after every update."""
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from recres import checkpoint, together, train
 from tensorlite import distributed
+from tests.recres.stops import act_at
 
 together.CHECK_UPDATES = 1
 distributed.END_SECONDS = 1.0
@@ -31,7 +33,7 @@ def fails(self, loss, weight):
         (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         os.kill(int(child), signal.SIGKILL)
         time.sleep(20)
-    if self.processes.rank == 1 and number and len(updates) == int(number):
+    if self.processes.rank == 1 and number.isdecimal() and len(updates) == int(number):
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "raise":
@@ -53,5 +55,19 @@ def full(path, *arguments):
     save_safetensors(path, *arguments)
 
 
+def ask(who):
+    """Send Ctrl-C to processes that the launcher has started: a file in $RANKS for each says its
+    number."""
+    for file in Path(os.environ["RANKS"]).iterdir():
+        if who in ("all", file.name):
+            os.kill(int(file.read_text()), signal.SIGINT)
+
+
+if "RANKS" in os.environ:
+    rank, _ = distributed.launched()
+    (Path(os.environ["RANKS"]) / str(rank)).write_text(str(os.getpid()))
+    who, _, place = number.partition(":")
+    if what == "at" and rank == 0:
+        act_at(place, lambda: ask(who))
 together.Together.combine, checkpoint.save_safetensors = fails, full
 sys.exit(train.main(sys.argv[2:]))
