@@ -27,12 +27,12 @@ class Camera:
     a context manager. InputError where it cannot be opened.
 
     Attributes: rate, frames a second as the camera or file says, 25 where it does not; dropped,
-    frames that nobody had time for; shown, its name in messages.
+    frames that nobody had time for; shown, its name in messages; stalled, whether it was given up.
     """
 
     def __init__(self, what: str) -> None:
         self.shown = f"--camera {what}"
-        self.dropped, self.rate = 0, 25.0
+        self.dropped, self.rate, self.stalled = 0, 25.0, False
         self._path = None if what.isdecimal() else what
         self._frames: queue.Queue[tuple[int, np.ndarray] | None] = queue.Queue(WAITING)
         self._end = threading.Event()
@@ -65,7 +65,8 @@ class Camera:
     def frames(self) -> Iterator[tuple[int, np.ndarray]]:
         """Its frames with their numbers, those that were dropped counted, until there are no more.
 
-        Nothing of a file is dropped. InputError where a camera gives nothing at all.
+        Nothing of a file is dropped. InputError where a camera gives nothing at all; one that gives
+        none for PATIENCE seconds is given up.
         """
         if self._path is not None:
             yield from iter_frames(self._path)
@@ -73,12 +74,19 @@ class Camera:
         self._thread = threading.Thread(target=self._take, name="camera", daemon=True)
         self._thread.start()
         count = 0
-        with contextlib.suppress(queue.Empty):
-            while (found := self._frames.get(timeout=PATIENCE)) is not None:
-                count += 1
-                yield found[0], cv2.cvtColor(found[1], cv2.COLOR_BGR2RGB)
+        while (found := self._next()) is not None:
+            count += 1
+            yield found[0], cv2.cvtColor(found[1], cv2.COLOR_BGR2RGB)
         if not count:
             raise InputError(f"{self.shown}: it was opened, but gives no frame")
+
+    def _next(self) -> tuple[int, np.ndarray] | None:
+        """The next frame, None where there is no more."""
+        try:
+            return self._frames.get(timeout=PATIENCE)
+        except queue.Empty:
+            self.stalled = True
+            return None
 
     def _take(self) -> None:
         """Take frames from the camera, in the thread."""

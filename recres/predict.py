@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from recres import build, commands, config
-from recres.camera import Camera
+from recres.camera import PATIENCE, Camera
+from recres.commands import RunFailed
 from recres.config import Config
 from recres.datasets import Video
 from recres.errors import InputError
@@ -224,7 +225,7 @@ class Live:
 def _watch(model: VideoResNet, classes: Sequence[str], options: Config, convention: str,
            args: argparse.Namespace) -> int:
     """Look at what a camera sees until it ends or somebody asks for an end, which is the usual way:
-    then all is well, and what was written is whole."""
+    then all is well, and what was written is whole. 1 where it gave no more frames, but no end."""
     live, count = Live(model, options, convention), 0
     with contextlib.ExitStack() as held:
         camera = held.enter_context(Camera(args.camera))
@@ -254,7 +255,9 @@ def _watch(model: VideoResNet, classes: Sequence[str], options: Config, conventi
         print(f"last: {_answer(live, classes)}")
     if args.write is not None:
         print(f"written to {args.write}")
-    return 0
+    if camera.stalled:
+        print(f"error: {camera.shown}: no frame for {PATIENCE:g} s, given up", file=sys.stderr)
+    return 1 if camera.stalled else 0
 
 
 def _answer(live: Live, classes: Sequence[str]) -> str:
@@ -297,7 +300,8 @@ def write_labelled(path: Path, target: Path, text: str) -> None:
 def labelled(target: Path, rate: float) -> Iterator[Callable[[np.ndarray, str], None]]:
     """What writes frames and their texts into a video, motion JPEG with `rate` frames a second.
 
-    The file appears whole or not at all. Raises InputError where it cannot be written.
+    The file appears whole or not at all. Raises InputError where it cannot be written, RunFailed
+    where there is no room for all of it.
     """
     writer = cv2.VideoWriter()
 
@@ -315,8 +319,25 @@ def labelled(target: Path, rate: float) -> Iterator[Callable[[np.ndarray, str], 
             if not writer.isOpened():
                 raise InputError(f"{target}: not written, there was no frame")
             writer.release()
+            if not _is_whole(beside):  # (the writer itself reports nothing)
+                raise RunFailed(f"{target}: not written, there was no room for all of it: is the "
+                                "disk full?")
     except OSError as error:
         raise InputError(f"{target}: {error.strerror}") from None
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an .avi file ends where it says that it does, which is written when all else is: a
+    RIFF chunk, or, of large files, several."""
+    size, at = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            name, length = file.read(4), file.read(4)
+            if name != b"RIFF" or len(length) < 4:
+                return False
+            at += 8 + int.from_bytes(length, "little")
+    return at == size > 0
 
 
 def label_frame(frame: np.ndarray, text: str) -> np.ndarray:

@@ -104,14 +104,19 @@ class Run:
     def lock(self) -> None:
         """Take the lock; InputError when another process has it. The system frees it when this
         process ends, however it ends."""
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 20).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise InputError(f"{self.path}: another process ({holder or 'unknown'}) is writing "
-                             "to this run") from None
+        path = self.path / "lock"
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 20).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise InputError(f"{self.path}: another process ({holder or 'unknown'}) is writing "
+                                 "to this run") from None
+            if _is_still(path, descriptor):
+                break
+            os.close(descriptor)  # removed meanwhile (`discard`): another may lock a new one
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         self._lock = descriptor
@@ -148,6 +153,14 @@ class Run:
         """What result.json says; None while the run is not complete."""
         path = self.path / "result.json"
         return read_json(path) if path.is_file() else None
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 class MetricsLog:

@@ -81,6 +81,7 @@ def test_several_processes_stop_wherever_they_are(tiny, tmp_path, who, place):
     ranks.mkdir()
     ended, _ = run(2, f"at:{who}:{place}", "--out", str(folder), *tiny, RANKS=str(ranks))
     assert ended.returncode == 130 and not errors(ended), ended.stderr
+    assert ("Abort" in ended.stderr) == (place != "last save" and who != "all")
     resume = f"mpiexec -n 2 python -m recres.train --resume {folder}"
     assert [line for line in ended.stderr.splitlines() if resume in line] == [
         f"rank 1 of 2 was asked to stop, and all stop; go on with: {resume}" if who == "1"

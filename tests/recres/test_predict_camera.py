@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,11 +25,13 @@ from recres.runs import Run
 from recres.video.decode import iter_frames, read_frames
 from recres.video.source import FrameSource
 
+import cv2  # isort: skip
+
 
 class Fake:
     """A camera of `count` frames of one level each, one every `pause` seconds."""
 
-    count, pause, opens, opened = 30, 0.0, True, []
+    count, pause, stalls, opens, opened = 30, 0.0, 0.0, True, []
 
     def __init__(self, source, *_):
         Fake.opened.append(source)
@@ -43,6 +47,7 @@ class Fake:
         assert not self.released
         time.sleep(self.pause)
         if self.given == self.count:
+            time.sleep(self.stalls)
             return False, None
         self.given += 1
         return True, np.full((48, 64, 3), self.given, np.uint8)
@@ -55,10 +60,10 @@ class Fake:
 def fake(monkeypatch):
     """fake(count=…): the camera from here on."""
     def fake(**values):
-        for name, value in {"count": 30, "pause": 0.0, "opens": True, "opened": [],
+        for name, value in {"count": 30, "pause": 0.0, "stalls": 0.0, "opens": True, "opened": [],
                             **values}.items():
             monkeypatch.setattr(Fake, name, value)
-        monkeypatch.setattr(camera.cv2, "VideoCapture", Fake)
+        monkeypatch.setattr(camera, "cv2", SimpleNamespace(**{**vars(cv2), "VideoCapture": Fake}))
 
     return fake
 
@@ -153,6 +158,53 @@ def test_no_camera_is_one_line(fake, trained, tmp_path, capsys, values, text):
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line == f"error: {text}"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_camera_that_stalls_is_given_up_and_said(fake, trained, tmp_path, monkeypatch, capsys):
+    """What was written until then is whole."""
+    fake(count=5, pause=0.03, stalls=1.0)
+    for module in (camera, predict):
+        monkeypatch.setattr(module, "PATIENCE", 0.2)
+    target = tmp_path / "seen.avi"
+    assert predict.main([str(trained), "--camera", "0", "--write", str(target)]) == 1
+    out, err = capsys.readouterr()
+    count = int(re.search(r"--camera 0: (\d+) frames in", out)[1])
+    assert 1 <= count <= 5 and f"written to {target}" in out
+    assert err == "error: --camera 0: no frame for 0.2 s, given up\n"
+    assert len(read_frames(target)) == count
+
+
+def test_a_labelled_video_that_has_no_room(trained, video, tmp_path, capfd):
+    """OpenCV says nothing of it. What was there before stays."""
+    target, disk = tmp_path / "seen.avi", tmp_path / "disk"
+    assert predict.main([str(trained), "--camera", str(video), "--write", str(target)]) == 0
+    disk.mkdir()
+    room = target.stat().st_size // 4096 * 4096
+    command = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+    capfd.readouterr()
+    try:
+        target = disk / "seen.avi"
+        target.touch()
+        assert predict.main([str(trained), "--camera", str(video), "--write", str(target)]) == 1
+        assert capfd.readouterr().err == (f"error: {target}: not written, there was no room for "
+                                          "all of it: is the disk full?\n")
+        assert [(path.name, path.stat().st_size) for path in disk.iterdir()] == [("seen.avi", 0)]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("kept", [0, 6, 100, -1])
+def test_a_video_that_is_cut_short_is_not_whole(video, tmp_path, kept):
+    path = tmp_path / "cut.avi"
+    predict.write_labelled(video, path, "text")
+    assert predict._is_whole(path)
+    data = path.read_bytes()
+    path.write_bytes(data + data)
+    assert predict._is_whole(path)  # as large ones are: one after the other
+    path.write_bytes(data[:kept])
+    assert not predict._is_whole(path)
 
 
 def test_ctrl_c_is_how_it_ends(fake, trained, tmp_path, capsys):

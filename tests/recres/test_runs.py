@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import subprocess
 import sys
 
@@ -169,3 +171,25 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_lock_that_is_removed_while_it_is_asked_for_is_not_held(tmp_path, monkeypatch):
+    """By a run that is discarded between the opening of the file and its locking: whoever asks
+    next would make a new file, and hold that."""
+    first, flock, asked = Run.create(tmp_path / "run", OPTIONS, {}), fcntl.flock, []
+
+    def discards(descriptor, how):
+        asked.append(descriptor)
+        if len(asked) == 1:
+            (tmp_path / "run" / "lock").unlink()
+            first.unlock()
+        flock(descriptor, how)
+
+    second = Run.open(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", discards)
+        second.lock()
+    assert len(asked) == 2
+    with pytest.raises(InputError, match=f"another process \\({os.getpid()}\\) is writing"):
+        Run.open(tmp_path / "run").lock()
+    second.unlock()

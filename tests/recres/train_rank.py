@@ -58,7 +58,7 @@ def full(path, *arguments):
 def ask(who):
     """Send Ctrl-C to processes that the launcher has started: a file in $RANKS for each says its
     number."""
-    for file in Path(os.environ["RANKS"]).iterdir():
+    for file in sorted(Path(os.environ["RANKS"]).iterdir(), reverse=True):  # this one last
         if who in ("all", file.name):
             os.kill(int(file.read_text()), signal.SIGINT)
 
