@@ -20,6 +20,7 @@ from recres.loader import Chunk, describe_updates, plan_epoch, share
 from recres.runs import read_metrics
 from recres.tables import __main__ as tables
 from tests.recres.test_trainer import assert_same_run
+from tests.recres.test_workers import alive, wait_until
 from tests.tensorlite.test_distributed import mpiexec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +112,24 @@ def test_a_rank_that_dies_ends_the_run_and_it_can_go_on(what, says, undisturbed,
         ended, _ = run(2, "nothing", "--resume", str(folder))
         assert ended.returncode == 0, ended.stderr
         assert_same_run(folder, undisturbed)
+
+
+@pytest.mark.parametrize(("what", "says"), [
+    ("kill:2", r"rank 1 of 2 \(process \d+ on \S+\) has died, and the others stop; .*"),
+    ("loader:2", r"rank 1 of 2: WorkerDied: loader process \d+ was killed by signal 9 \(SIGKILL\); "
+                 r"it held .*")])
+def test_no_loader_process_outlives_its_rank(what, says, options, tmp_path):
+    """Of the rank that has died, nor of the one that is ended for it."""
+    folder, ranks = tmp_path / "run", tmp_path / "ranks"
+    ranks.mkdir()
+    ended, seconds = run(2, what, "--out", str(folder), *options, "--workers", "1",
+                         RANKS=str(ranks))
+    assert ended.returncode != 0 and seconds < 30
+    (line,) = errors(ended)
+    resume = re.escape(f"go on with: mpiexec -n 2 python -m recres.train --resume {folder}")
+    assert re.fullmatch(f"error: {says}[;,] {resume}", line)
+    assert {file.name for file in ranks.iterdir()} == {"0", "1", "0-loader-0", "1-loader-0"}
+    wait_until(lambda: not any(alive(int(file.read_text())) for file in ranks.iterdir()), 2)
 
 
 def test_all_stop_after_the_same_update_and_where_nothing_can_be_written(undisturbed, options,

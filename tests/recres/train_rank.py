@@ -1,5 +1,6 @@
 """recres.train as test_distributed_training starts it: python train_rank.py WHAT OPTIONS …, where
 WHAT is "nothing", or "kill:N", "raise:N" or "stop:N" for what rank 1 does in its update N,
+"loader:N": it kills its loader process,
 "nan:N" for a loss of its that is not finite,
 "sentinel:N": rank 0 then kills the process that says who has died, or
 "full:N": from rank 0's checkpoint N on there is no room for one, or
@@ -10,6 +11,7 @@ Parameters are compared after every update."""
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import sys
@@ -29,11 +31,17 @@ updates, checkpoints = [], []
 
 def fails(self, loss, weight):
     updates.append(1)
+    if "RANKS" in os.environ:
+        for process in multiprocessing.active_children():
+            (Path(os.environ["RANKS"]) / f"{self.processes.rank}-{process.name}").write_text(
+                str(process.pid))
     if what == "sentinel" and self.processes.rank == 0 and len(updates) == int(number):
         (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         os.kill(int(child), signal.SIGKILL)
         time.sleep(20)
     if self.processes.rank == 1 and number.isdecimal() and len(updates) == int(number):
+        if what == "loader":
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "raise":
@@ -63,11 +71,12 @@ def ask(who):
             os.kill(int(file.read_text()), signal.SIGINT)
 
 
-if "RANKS" in os.environ:
-    rank, _ = distributed.launched()
-    (Path(os.environ["RANKS"]) / str(rank)).write_text(str(os.getpid()))
-    who, _, place = number.partition(":")
-    if what == "at" and rank == 0:
-        act_at(place, lambda: ask(who))
-together.Together.combine, checkpoint.save_safetensors = fails, full
-sys.exit(train.main(sys.argv[2:]))
+if __name__ == "__main__":  # not where a process that loads begins with this file
+    if "RANKS" in os.environ:
+        rank, _ = distributed.launched()
+        (Path(os.environ["RANKS"]) / str(rank)).write_text(str(os.getpid()))
+        who, _, place = number.partition(":")
+        if what == "at" and rank == 0:
+            act_at(place, lambda: ask(who))
+    together.Together.combine, checkpoint.save_safetensors = fails, full
+    sys.exit(train.main(sys.argv[2:]))
