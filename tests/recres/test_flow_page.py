@@ -505,17 +505,23 @@ def test_with_the_keyboard_alone(file: Path) -> None:
         assert any("graph-canvas" in name for name in reached)
 
 
-def test_a_weight_of_many_uses_is_drawn_without_thousands_of_dashes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("across", ["layers", "frames"])
+def test_a_weight_of_many_uses_is_drawn_without_thousands_of_dashes(
+        across: str, tmp_path: Path) -> None:
     w = tl.Tensor(np.eye(2), requires_grad=True)
     with trace.record("A long chain") as tape:
         h = tl.Tensor(np.ones((1, 2)))
-        for _ in range(60):
+        for t in range(60):
+            x = tl.Tensor(np.ones((1, 2)))
+            if across == "frames":
+                trace.frame(x, t)
+                h = h * x
             h = (h @ w).tanh()
         h.sum().backward()
     with visit(page_of(tape, tmp_path)) as seen:
-        styles = seen.page.evaluate("""Flow.graph.cy.edges(".parameter").map(edge => [
-            Math.abs(edge.source().position("y") - edge.target().position("y")),
-            edge.style("line-style")])""")
+        styles = seen.page.evaluate("""Flow.graph.cy.edges(".parameter").map(edge => {
+            const [from, to] = [edge.source().position(), edge.target().position()];
+            return [Math.hypot(from.x - to.x, from.y - to.y), edge.style("line-style")]; })""")
         assert len(styles) == 60 and max(styles)[0] > 5000
         assert all(style == "solid" for length, style in styles if length > 2000)
         assert any(style == "dashed" for _, style in styles) and seen.complaints == []

@@ -262,10 +262,10 @@
   byId("graph").tabIndex = -1;
   byId("outline").tabIndex = -1;
   store.restore();
-  Flow.graph.mount(byId("graph"));
-  Flow.outline.mount(byId("outline"));
-  marks();
   showOutline();
+  Flow.outline.mount(byId("outline")); // before the graph, which takes the room that is left
+  Flow.graph.mount(byId("graph"));
+  marks();
   showStep();
   showPanel();
   addEventListener("resize", () => state.panel === "grid" && showPanel());

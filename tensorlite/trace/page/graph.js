@@ -130,7 +130,7 @@
         edge.fixed.push("bent");
         Object.assign(data, segments(edge));
       }
-      const length = Math.abs(edge.from.y - edge.to.y);
+      const length = Math.abs(edge.from.x - edge.to.x) + Math.abs(edge.from.y - edge.to.y);
       if (edge.kind === "parameter" && length > LONG) edge.fixed.push("long");
       const outOf = above(edge.from).filter((m) => !above(edge.to).includes(m)).length;
       if (outOf && !edge.side) {
@@ -533,6 +533,8 @@
     cy.one("tapstart scrollzoom", () => { untouched = false; });
     find("tools").addEventListener("click", () => { untouched = false; });
     new ResizeObserver(() => {
+      const { clientWidth, clientHeight } = parts.canvas;
+      if (clientWidth === cy.width() && clientHeight === cy.height()) return; // as drawn already
       cy.resize();
       if (untouched) firstView();
     }).observe(parts.canvas);
