@@ -226,12 +226,14 @@ def test_a_wrong_backward_is_shown_where_it_is(tmp_path: Path) -> None:
         assert seen.complaints == []
 
 
-@pytest.mark.parametrize("width, height", [(1280, 720), (1920, 1080), (700, 900)])
+@pytest.mark.parametrize("width, height", [
+    (700, 900), (1024, 768), (1101, 700), (1280, 720), (1440, 810), (1600, 900), (1920, 1080)])
 def test_nothing_sticks_out_sideways(file: Path, width: int, height: int) -> None:
     with visit(file, "step=90&panel=ledger", width, height) as seen:
-        wide = seen.page.evaluate(
-            "[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-        assert wide[0] <= wide[1] and seen.complaints == []
+        wide = seen.page.evaluate("""["html", "#panel-ledger .scroll"]
+            .map(name => document.querySelector(name))
+            .map(element => [element.scrollWidth, element.clientWidth])""")
+        assert all(inner <= outer for inner, outer in wide) and seen.complaints == []
 
 
 def test_it_plays_without_motion_where_motion_is_unwanted(file: Path) -> None:

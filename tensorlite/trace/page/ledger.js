@@ -94,25 +94,24 @@
   const totalOf = (rows, i) => sum(rows.map((row) => row.values[i]));
 
   function table(rows, entry) {
-    const { where, shape, whole } = entry;
+    const { where, shape, whole, run } = entry;
     const bar = bars(rows.map((row) => row.share));
-    const heads = where.map((flat) => (
-      h("th", { scope: "col", class: "right" }, v.elementName(flat, shape))));
-    const drawn = () => h("td", { class: "drawn" });
+    const head = (kind, word) => h("th", { scope: "col", class: kind }, word);
+    const size = (content) => h("td", { class: "size right" }, content);
+    const drawn = (content) => h("td", { class: "drawn" }, content);
+    const elements = (values) => values.map((value) => h("td", { class: "element right" }, value));
     const part = (row) => h("tr", null,
       h("th", { scope: "row" }, row.role === null ? "by other ways" : v.role(row.role)),
-      h("td", null, row.frame), right(number(row.norm)), right(shareOf(row.share)),
-      h("td", { class: "drawn" }, bar(row.share, row.role)),
-      row.values.map((value) => right(number(value))));
+      right(row.frame), size(number(row.norm)), size(shareOf(row.share)),
+      drawn(bar(row.share, row.role)), elements(row.values.map(number)));
     const foot = (kind, title, norm, share, values) => h("tr", { class: kind },
-      h("th", { scope: "row", colspan: 2 }, title), right(norm), right(share), drawn(),
-      values.map((value) => right(value)));
-    const { run } = entry;
+      h("th", { scope: "row", colspan: 2 }, title), size(norm), size(share), drawn(),
+      elements(values));
     const less = (value, i) => (value === null ? "–" : number(totalOf(rows, i) - value));
     return v.scrolling("Parts of the gradient", "scroll wide", h("table", { class: "plain ledger" },
-      h("thead", null, h("tr", null, h("th", { scope: "col" }, "path"),
-        h("th", { scope: "col" }, "frame"), h("th", { scope: "col", class: "right" }, "norm"),
-        h("th", { scope: "col", class: "right" }, "share"), drawn(), heads)),
+      h("thead", null, h("tr", null, head(null, "path"), head("right", "frame"),
+        head("size right", "norm"), head("size right", "share"), drawn(),
+        where.map((flat) => head("element right", v.elementName(flat, shape))))),
       h("tbody", null, rows.map(part)),
       h("tfoot", null,
         foot("total", "sum of the above", null, shareOf(rows.some((row) => row.share === null) ? null
