@@ -230,8 +230,9 @@ class Tape:
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """The tape as JSON-ready dictionaries and lists, with "format" beside the fields."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        """The tape as JSON-ready dictionaries and lists, with "format" beside the fields; what is a
+        list or dictionary in a record is shared with it, not copied."""
+        return {"format": FORMAT, **_fields(self)}
 
     def _repr_html_(self) -> str:
         from .notebook import tape_html
@@ -247,6 +248,20 @@ class Tape:
         from .page import html
 
         _write(Path(path), html(self))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """A record and those that it holds as dictionaries. (`dataclasses.asdict` would copy every
+    number as well: most of the time that it takes to save a page.)"""
+    return {name: _plain(value) for name, value in vars(record).items()}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
+    if isinstance(value, list) and value and dataclasses.is_dataclass(value[0]):
+        return [_fields(item) for item in value]
+    return value
 
 
 def _write(path: Path, text: str) -> None:
