@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import cv2
@@ -45,10 +47,13 @@ class Parser(argparse.ArgumentParser):
                           help="show the traceback of an error")
         stated = ", ".join(f"{name}={number}" for name, number in limits.values().items())
         self.add_argument("--limit", metavar="NAME=N", action=Limit,
-                          help="how much is taken of a file from outside; what is larger is "
-                               f"refused (default: {stated})")
+                          help="how much is taken of a file from outside (see recres/limits.py); "
+                               f"what is larger is refused (default: {stated})")
 
     def error(self, message: str) -> NoReturn:
+        if unknown := re.match("unrecognized arguments: (--[^ =]+)", message):
+            near = get_close_matches(unknown[1], self._option_string_actions, 1, 0.8)
+            message += "".join(f" (is it {option}?)" for option in near)
         raise InputError(message)
 
 
@@ -82,6 +87,12 @@ def say(text: str) -> None:
     """Print a line, above a progress bar that may be there."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+def allowing(text: str) -> str:
+    """What to add to an error that names one of the limits: the option that changes it."""
+    limit = re.search(r"\blimits\.([A-Z_]+)", text)
+    return f" (--limit {limit[1]}=N allows more)" if limit else ""
 
 
 def refused_several(prog: str) -> int | None:
@@ -125,7 +136,7 @@ def run(parser: Parser, body: Callable[[argparse.Namespace], int],
         name = "" if plain else f"{type(error).__name__}: "
         known = bad_input or memory or isinstance(error, RunFailed | OSError | MemoryError)
         hint = "" if known or "--debug" in arguments else " (--debug shows where)"
-        print(f"error: {name}{text}{hint}", file=sys.stderr)
+        print(f"error: {name}{text}{hint}{allowing(text)}", file=sys.stderr)
         return 2 if bad_input else 1
 
 

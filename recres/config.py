@@ -39,6 +39,7 @@ MOST_WORKERS = 256
 MODELS = ("rrn", "avgpool", "gru", "lstm")
 SAMPLINGS = ("chunks", "segments")
 CHANGEABLE = ("threads", "workers", "keep", "save_seconds")  # when a run is gone on with
+METAVARS = {"root": "DIR", "frames": "STORE", "weights": "FILE", "store": "DIR"}
 # What means nothing to the other models.
 RECURRENT_ONLY = ("skip", "position", "readout", "recurrent_gradient")
 
@@ -62,7 +63,7 @@ class Config:
 
     data: str = _option("data", "the data set; figures is made where it is absent", "figures",
                         choices=DATA_SETS)
-    root: str = _option("data", "its folder (default: <data-root>/<data>)")
+    root: str = _option("data", "folder of the data set (default: <data-root>/<data>)")
     split: int = _option("data", "which division into training and test side", 1, kind=int,
                          least=1, most=3)
     frame_step: int = _option("data", "sample every n-th frame of a video", figures.FRAME_STEP,
@@ -229,7 +230,8 @@ def add_options(parser: argparse.ArgumentParser, only: Collection[str] | None = 
         else:
             keywords.update(type=info["kind"], choices=info["choices"])
             if info["choices"] is None:
-                keywords["metavar"] = {int: "N", float: "X"}.get(info["kind"], item.name.upper())
+                keywords["metavar"] = {int: "N", float: "X"}.get(
+                    info["kind"], METAVARS.get(item.name, item.name.upper()))
         groups[info["group"]].add_argument(flag, **keywords)
 
 

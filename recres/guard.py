@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from recres.trainer import Trainer
 
 FORMAT = "recres-nonfinite-1"
+SHOWN = 8  # files of a batch that a line names
 IN_A_ROW = 10  # updates left out one after another, after which the run gives up
 
 
@@ -117,7 +118,8 @@ class Guard:
             buffer[...] = kept[name]
         trainer.optimizer.zero_grad()
         guilty = batches[found.batches - 1 : found.batches] if not found.finite else batches
-        text = f"update {line['update']}: {what}; the chunks were of {_files(trainer, guilty)}"
+        files = _files(trainer, guilty)
+        text = f"update {line['update']}: {what}; the chunks were of {shown(files)}"
         if found.parameter is not None:
             text += f"; the first gradient that is not finite is that of {found.parameter}"
         elif found.finite:
@@ -132,7 +134,7 @@ class Guard:
             raise RunFailed(text)
         trainer.log(f"left out  {text}")
         trainer.record({"kind": "nonfinite", "update": line["update"], "epoch": line["epoch"],
-                        "what": what, "parameter": found.parameter})
+                        "what": what, "parameter": found.parameter, "files": files})
 
     def _state(self) -> dict[str, Array]:
         return {name: array.copy() for name, array in self.trainer.model.named_buffers()}
@@ -176,10 +178,17 @@ class Guard:
         return f"to see where it begins: python -m recres.replay {path}"
 
 
-def _files(trainer: Trainer, batches: Sequence[Sequence[Chunk]]) -> str:
+def _files(trainer: Trainer, batches: Sequence[Sequence[Chunk]]) -> list[str]:
     videos = trainer.videos.source.videos
-    return ", ".join(dict.fromkeys(videos[chunk.video].path.name
-                                   for batch in batches for chunk in batch))
+    return list(dict.fromkeys(videos[chunk.video].path.name
+                              for batch in batches for chunk in batch))
+
+
+def shown(files: Sequence[str]) -> str:
+    """Names of files for a line that is read: not more than a few. All are in the dump, or, of an
+    update that was left out, in metrics.jsonl."""
+    more = len(files) - SHOWN
+    return ", ".join(files[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _count(path: Path, update: int) -> int:

@@ -47,12 +47,12 @@ def curves(log: Path, path: Path) -> None:
         best = [line for line in held if line["best"]][-1]
         error.plot(best["epoch"], best["video_error"], "o", color=ORANGE, markersize=9,
                    markerfacecolor="none", label=f"best, epoch {best['epoch']}")
-        error.legend(frameon=False, loc="upper right")
+        error.legend(frameon=False, loc="best")
     loss.set(title="cross-entropy", xlabel="epoch")
     loss.set_ylim(bottom=0)
-    loss.legend(frameon=False, loc="upper right")
+    loss.legend(frameon=False, loc="lower left")  # a loss falls from left to right
     error.set(title="error on held-out groups", xlabel="epoch")
-    error.set_ylim(bottom=0)
+    error.set_ylim(0, 1.1 * error.get_ylim()[1])
     rate.plot(at, [line["gradient_norm"] for line in updates], color=GREY, linewidth=0.7)
     rate.set(title="gradient norm, learning rate", xlabel="epoch", yscale="log")
     rate.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -112,7 +112,7 @@ def _predict_all(model: VideoResNet, classes: Sequence[str], options: Config, co
                 write_labelled(path, target, text)
                 print(f"  written to {target}")
         except VideoError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}{commands.allowing(str(error))}", file=sys.stderr)
             status = 2
     return status
 

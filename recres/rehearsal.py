@@ -159,8 +159,8 @@ def opened(options: Config, interrupts: Interrupts, few: bool = False,
     being rank 0, the others in `follow`."""
     processes = processes or Processes()
     if options.data == "figures" and not (Path(options.root) / "figures.json").exists():
-        raise InputError(f"{options.root}: no figures there; training would make them first, here "
-                         "nothing is written")
+        raise InputError(f"{options.root}: no figures there, and here nothing is written: "
+                         f"python -m recres.datasets.figures --out {options.root} makes them")
     changed = replace(options, update_fraction=None, store=None) if few else options
     with (tempfile.TemporaryDirectory(prefix="recres-") as folder,
           Run.create(folder, changed, {}) as run, interrupts):

@@ -21,10 +21,11 @@ from recres.checkpoint import restore_model
 from recres.config import Config
 from recres.errors import InputError
 from recres.files import read_json
-from recres.guard import FORMAT, Batch, Found, again
+from recres.guard import FORMAT, Batch, Found, again, shown
+from recres.summary import count
 from tensorlite import nn, trace
 from tensorlite.io import load_safetensors
-from tensorlite.precision import using
+from tensorlite.precision import PRECISIONS, using
 
 
 class Dump(NamedTuple):
@@ -46,10 +47,12 @@ def parser() -> commands.Parser:
                         help="a run's nonfinite-<update>.json, or the .safetensors beside it")
     result.add_argument("--html", metavar="FILE", type=Path,
                         help="also write the page that steps through the update")
-    for name, text in (("threads", "as the run did"), ("device", "as the run did"),
-                       ("precision", "as the run did; on the CPU float32")):
-        result.add_argument(f"--{name}", type=int if name == "threads" else str,
-                            help=f"(default: {text})")
+    for name, about in (("threads", {"metavar": "N", "type": int, "help": "threads to compute with "
+                                     "(default: as the run did)"}),
+                        ("device", {"help": "cpu, cuda or cuda:N (default: as the run did)"}),
+                        ("precision", {"choices": PRECISIONS, "help": "how products are computed "
+                                       "on cuda (default: as the run did; on the CPU float32)"})):
+        result.add_argument(f"--{name}", **about)
     return result
 
 
@@ -87,7 +90,7 @@ def _lines(dump: Dump, options: Config, fused: Found, plain: Found,
            first: str | None) -> Iterator[tuple[str, str]]:
     """What is printed, by heading. fused: as the run computes; plain: with the plain ops in place
     of the fused ones, recorded; first: `first_event` of that."""
-    machine = f"on {options.device}, {options.precision}, {options.threads} threads"
+    machine = f"on {options.device}, {options.precision}, {count(options.threads, 'thread')}"
     if fused.finite:
         yield "again", f"the loss is {fused.loss:.6g} and every gradient is finite, {machine}"
     else:
@@ -101,7 +104,7 @@ def _lines(dump: Dump, options: Config, fused: Found, plain: Found,
     if not (fused.finite and plain.finite):
         bad = plain if fused.finite else fused
         batch = dump.about["batches"][bad.batches - 1]
-        yield "files", ", ".join(dict.fromkeys(Path(chunk["file"]).name for chunk in batch))
+        yield "files", shown(list(dict.fromkeys(Path(chunk["file"]).name for chunk in batch)))
     if first is not None:
         yield "first", first
     elif not plain.finite:
@@ -111,6 +114,8 @@ def _lines(dump: Dump, options: Config, fused: Found, plain: Found,
 def read(path: Path) -> Dump:
     """The update in a file that `recres.guard` wrote. InputError or FormatError if it is none."""
     path = path.with_suffix(".json") if path.suffix == ".safetensors" else path
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, expected a run's nonfinite-<update>.json")
     about = read_json(path)
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{path}: not an update that a run has written down")

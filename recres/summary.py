@@ -39,6 +39,11 @@ def command_line(module: str, argv: Sequence[str] | None) -> list[str]:
     return ["python", "-m", module, *(sys.argv[1:] if argv is None else argv)]
 
 
+def count(number: int, what: str) -> str:
+    """ "1 thread", "2 threads"."""
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def protocol(config: Config) -> str:
     """How a result was come by, in a sentence."""
     length = f"{config.updates} updates" if config.updates else f"{config.epochs} epochs"
@@ -105,7 +110,7 @@ def heading(config: Config, model: nn.Module, videos: Videos, store: FeatureStor
         "training": f"{length}, an epoch being {n['train_chunks']} chunks in {update['updates']} "
                     f"updates of {update['chunks']} chunks{batches}; Adam, {config.schedule} "
                     f"learning rate {config.lr:g}",
-        "machine": f"{config.device}, {config.threads} threads, "
+        "machine": f"{config.device}, {count(config.threads, 'thread')}, "
                    + (f"{config.workers} loading processes, " if config.workers and not store
                       else "") + f"seed {config.seed}",
         "precision": PRECISIONS[config.precision],

@@ -45,9 +45,9 @@ def parser() -> commands.Parser:
     run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/<time>-...)")
     run.add_argument("--resume", metavar="RUN", nargs="?", const="", help="go on with the run in "
                      "this folder, by its own options; without a value: the latest under runs/")
-    run.add_argument("--check", action="store_true", help="load everything, make one update, "
-                     "evaluate two videos, say how long the whole would take and what it needs, "
-                     "and write nothing")
+    run.add_argument("--check", action="store_true", help="a dry run: load everything, make a "
+                     "few updates, evaluate a few videos, say how long the whole would take and "
+                     "what it needs, and write nothing")
     config.add_options(result)
     return result
 
@@ -166,8 +166,9 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None, processes: Proc
 
 def describe_processes(config: Config) -> str:
     """What is said of several processes, at the beginning."""
-    return (f"processes {config.processes}, of {config.threads} threads each; batch norms "
-            f"by {'all of their' if config.sync_norm else 'each one of the'} batches")
+    threads = summary.count(config.threads, "thread")
+    return (f"processes {config.processes}, of {threads} each; batch norms by "
+            f"{'all of their' if config.sync_norm else 'each one of the'} batches")
 
 
 def _name(options: Config) -> Path:
@@ -182,8 +183,9 @@ def _refuse_changes(run: Run, args: argparse.Namespace) -> None:
     stored = run.config.to_json()
     for name, value in config.given(args).items():
         if name not in config.CHANGEABLE and value != stored[name]:
+            began = "none" if stored[name] is None else stored[name]
             raise InputError(f"--{name.replace('_', '-')} {value}: the run in {run.path} has "
-                             f"{stored[name]}, and that cannot change")
+                             f"{began}, and that cannot change")
 
 
 class Job:

@@ -48,6 +48,8 @@ def read(
     test = _read_list(test_list, videos, classes, labelled=False)
     _check_sides(train_list, train, test_list, test, classes)
     if check_files:
+        if not os.path.isdir(videos):
+            raise InputError(f"{videos}: no such folder, expected one with the videos")
         on_disk = _index(videos)
         train = _locate(train_list, train, videos, on_disk)
         test = _locate(test_list, test, videos, on_disk)

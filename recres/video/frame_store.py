@@ -332,13 +332,13 @@ class FrameStore:
         """InputError, naming what differs, unless runs with these options can use the store."""
         made = self.settings
         if step != made.frame_step:
-            raise InputError(f"{self.path}: made with frame_step {made.frame_step}, wanted is "
+            raise InputError(f"{self.path}: made with --frame-step {made.frame_step}, wanted is "
                              f"{step}")
         if context > made.context:
-            raise InputError(f"{self.path}: made for context up to {made.context}, wanted is "
+            raise InputError(f"{self.path}: made for --context up to {made.context}, wanted is "
                              f"{context}")
         if image_size is not None and made.size is not None and made.size < image_size:
-            raise InputError(f"{self.path}: made with size {made.size}, wanted are images of "
+            raise InputError(f"{self.path}: made with --size {made.size}, wanted are images of "
                              f"{image_size}")
 
     def match(self, videos: Sequence[Video]) -> None:
@@ -456,7 +456,8 @@ class FrameStore:
 
     def _damaged(self, line: Line, why: str) -> InputError:
         return InputError(f"{self.shard(line.shard)}: the frames of {line.video} are damaged: "
-                          f"{why}; without its line in {self.index.name} they are made again")
+                          f"{why}; take its line out of {self.index.name}, and recres.data "
+                          "prepare makes them again")
 
 
 def _read_about(path: Path) -> dict[str, Any]:
@@ -541,8 +542,9 @@ class FrameStoreWriter:
         made = asdict(self.store.settings)
         for name, wanted in asdict(self.settings).items():
             if made[name] != wanted:
-                raise InputError(f"{self.path}: made with {name} {made[name]}, wanted is {wanted}; "
-                                 "another --out keeps them apart")
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{self.path}: made with {option} {made[name]}, wanted is "
+                                 f"{wanted}; another --out keeps them apart")
         self._cut()
 
     def _cut(self) -> None:

@@ -277,7 +277,8 @@ def test_bad_videos_are_skipped_when_asked_and_listed(tiny, figures_root, tmp_pa
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-    (["--speed", "9"], "unrecognized arguments: --speed 9"),
+    (["--speed", "9"], "unrecognized arguments: --speed 9\n"),
+    (["--epoch", "9"], "unrecognized arguments: --epoch 9 (is it --epochs?)"),
     (["--skip", "jump"], "argument --skip: invalid choice: 'jump'"),
     (["--data", "ucf101", "--root", "nowhere"], "nowhere: no such folder"),
     (["--device", "cuda:99"], "device 'cuda:99': "),
@@ -291,7 +292,7 @@ def test_what_cannot_be_used_is_one_line_and_status_2(tiny, tmp_path, monkeypatc
     rest = [] if "--resume" in arguments else tiny
     assert train.main([*rest, *arguments]) == 2
     line = one_line(capsys.readouterr().err)
-    assert line.startswith("error: ") and message in line
+    assert line.startswith("error: ") and message in line + "\n"
 
 
 @pytest.mark.parametrize("module", ["train", "evaluate", "predict"])

@@ -81,7 +81,7 @@ def test_prepare_makes_a_store_and_has_nothing_to_do_again(root, capsys):
     assert "12 videos are there, 0 are missing" in capsys.readouterr().out
     assert (root / "frames" / "videos.jsonl").read_bytes() == before
     assert prepare(root, "--codec", "jpeg") == 2
-    assert "made with codec raw, wanted is jpeg" in capsys.readouterr().err
+    assert "made with --codec raw, wanted is jpeg" in capsys.readouterr().err
 
 
 def test_all_splits_are_in_the_store_and_other_options_are_refused(root, capsys):
@@ -453,7 +453,8 @@ def test_limits_are_set_on_the_command_line(root, capsys, monkeypatch, workers):
     for name, value in limits.values().items():  # to be put back
         monkeypatch.setattr(limits._MODULES[name], name, value)
     assert prepare(root, "--workers", workers, "--limit", "VIDEO_FRAMES=12") == 2
-    assert "more than the 12 frames of recres.limits.VIDEO_FRAMES" in capsys.readouterr().err
+    assert ("more than the 12 frames of recres.limits.VIDEO_FRAMES (--limit VIDEO_FRAMES=N allows "
+            "more)") in capsys.readouterr().err
     assert data.main(["--limit", "VIDEO_FRAMES=12", "check", "--root", str(root),
                       "--workers", workers]) == 1
     assert "corrupt               6" in capsys.readouterr().out
@@ -525,8 +526,8 @@ def test_training_from_a_raw_store_is_training_from_the_videos(tiny, trained, fi
                        for folder in (tmp_path / "run", trained))
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[name], expected[name]) for name in expected)
-    for options, text in ((["--context", "9", "--skip", "none"], "made for context up to 8"),
-                          (["--frame-step", "3"], "made with frame_step 5, wanted is 3"),
+    for options, text in ((["--context", "9", "--skip", "none"], "made for --context up to 8"),
+                          (["--frame-step", "3"], "made with --frame-step 5, wanted is 3"),
                           (["--input", "flow"], "--input flow: is made of all frames of a video")):
         arguments = ["--out", str(tmp_path / "other"), *tiny, "--frames", str(store), *options]
         assert train.main(arguments) == 2

@@ -165,7 +165,7 @@ def test_other_pixels_are_said(run, frames, capsys):
 
 
 def test_a_store_of_other_settings_or_none_is_one_line(run, frames, tmp_path, capsys):
-    for path, text in ((frames / "other", "made with frame_step 7, wanted is 5"),
+    for path, text in ((frames / "other", "made with --frame-step 7, wanted is 5"),
                        (tmp_path / "gone", "no store of frames there")):
         assert failed(capsys, run, "--frames", path).startswith(f"error: {path}: {text}")
     assert not (run / "evaluation-test.json").exists()

@@ -63,6 +63,11 @@ def test_again_finds_batch_and_parameter():
     assert not found.finite and found.batches == 1
 
 
+def test_a_line_names_a_few_files_of_many():
+    assert guard.shown(["a", "b"]) == "a, b"
+    assert guard.shown([str(i) for i in range(10)]) == "0, 1, 2, 3, 4, 5, 6, 7 and 2 more"
+
+
 def test_a_stop_names_parameter_and_files_and_leaves_a_dump(spoil, tiny, tmp_path, capsys):
     spoil(lambda epoch, chunk: epoch == 0 and chunk.number == BAD)
     folder = tmp_path / "run"
@@ -126,6 +131,7 @@ def test_skip_leaves_the_update_out_and_nothing_else(spoil, tiny, tmp_path, monk
     assert train.main(["--out", str(folder), *tiny, "--on-nonfinite", "skip"]) == 0
     (skipped,) = lines(folder, "nonfinite")
     assert skipped["what"] == "the loss is nan" and skipped["parameter"] == "conv1.weight"
+    assert len(skipped["files"]) > 1 and all(name.endswith(".avi") for name in skipped["files"])
     number = skipped["update"]
     before, after = states[2 * number - 2 : 2 * number]
     for name in before:

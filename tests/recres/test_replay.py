@@ -138,6 +138,7 @@ def test_what_is_no_dump(dump, trained, tmp_path, capsys):
     for path, text in ((tmp_path / "none.json", "no such file"),
                        (tmp_path / "x.json", "not an update that a run has written down"),
                        (trained / "config.json", "not an update"),
+                       (trained, "a folder, expected a run's nonfinite-<update>.json"),
                        (tmp_path / "part.json", "not whole, 'options' is not there")):
         assert replay.main([str(path)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()

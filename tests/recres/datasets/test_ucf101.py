@@ -213,7 +213,7 @@ def test_missing_videos(root):
     for folder in (root / "UCF-101").iterdir():
         folder.rmdir()
     (root / "UCF-101").rmdir()
-    refuse(root, f"{root / 'UCF-101'}: No such file or directory")
+    refuse(root, f"{root / 'UCF-101'}: no such folder, expected one with the videos")
 
 
 @pytest.mark.parametrize(

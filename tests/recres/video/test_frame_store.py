@@ -203,9 +203,9 @@ def test_an_index_of_long_videos_and_many_contexts_is_read_at_once():
 
 
 @pytest.mark.parametrize("step, context, size, text", [
-    (5, 4, None, "made with frame_step 10, wanted is 5"),
-    (10, 5, None, "made for context up to 4, wanted is 5"),
-    (10, 2, 33, "made with size 32, wanted are images of 33"),
+    (5, 4, None, "made with --frame-step 10, wanted is 5"),
+    (10, 5, None, "made for --context up to 4, wanted is 5"),
+    (10, 2, 33, "made with --size 32, wanted are images of 33"),
 ])
 def test_runs_with_other_settings_are_refused_by_name(tmp_path, videos, step, context, size, text):
     fill(tmp_path / "s", videos, replace(RAW, size=32))
@@ -219,7 +219,9 @@ def test_runs_with_other_settings_are_refused_by_name(tmp_path, videos, step, co
                                          ("quality", 50)])
 def test_a_store_with_other_settings_is_not_added_to(tmp_path, videos, name, value):
     fill(tmp_path / "s", videos, JPEG)
-    with pytest.raises(InputError, match=f"made with {name} .*, wanted is {value}; another --out"):
+    option = f"--{name.replace('_', '-')}"
+    wanted = f"made with {option} .*, wanted is {value}; another --out"
+    with pytest.raises(InputError, match=wanted):
         fill(tmp_path / "s", videos, replace(JPEG, **{name: value}))
 
 

@@ -251,8 +251,8 @@ def test_threads_get_the_same_frames_of_jpeg(videos, stored):
 def test_a_store_that_does_not_fit_is_refused(videos, stored):
     store = stored()
     for arguments, text in (
-        ((videos, 5, 2, 0), "made with frame_step 10, wanted is 5"),
-        ((videos, 10, 4, 0), "made for context up to 3, wanted is 4"),
+        ((videos, 5, 2, 0), "made with --frame-step 10, wanted is 5"),
+        ((videos, 10, 4, 0), "made for --context up to 3, wanted is 4"),
         ((videos, 10, 2, 0, "flow"), "has sampled frames alone, but input flow is made of all"),
         ((videos, 10, 2, 0, "dynamic"), "has sampled frames alone, but input dynamic is"),
         (((*videos, videos[0]._replace(name="new")), 10, 2, 0), "lacks 1 of 5 videos"),
