@@ -277,7 +277,7 @@ def test_bad_videos_are_skipped_when_asked_and_listed(tiny, figures_root, tmp_pa
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
-    (["--speed", "9"], "unrecognized arguments: --speed 9\n"),
+    (["--colour", "9"], "unrecognized arguments: --colour 9\n"),
     (["--epoch", "9"], "unrecognized arguments: --epoch 9 (is it --epochs?)"),
     (["--skip", "jump"], "argument --skip: invalid choice: 'jump'"),
     (["--data", "ucf101", "--root", "nowhere"], "nowhere: no such folder"),
