@@ -210,6 +210,10 @@ def open_model(run: Run, config: Config, path: Path | None = None
     if (not isinstance(classes, list) or not all(isinstance(name, str) for name in classes)
             or len(set(classes)) < max(len(classes), 1) or convention not in CONVENTIONS):
         raise InputError(f"{path}: does not say its classes, or how it wants its images")
+    stem = arrays.get("conv1.weight")
+    if not config.features and (stem is None or stem.shape[-1:] != (config.width,)):
+        # (before as much memory is asked for as the options say)
+        raise InputError(f"{path}: has no stem of the run's --width {config.width}")
     model = build_model(config, len(classes))
     checkpoint.restore_model(path, model, arrays)
     return model.to(config.device), tuple(classes), convention

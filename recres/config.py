@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorlite
+from recres import limits
 from recres.datasets import figures
 from recres.errors import InputError
 from recres.models import (
@@ -36,6 +37,13 @@ DATA_SETS = ("figures", "ucf101")
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 MOST_THREADS = 4096  # more than machines have cores; many more could not be started
 MOST_WORKERS = 256
+PLACES = 2  # of a worker, for chunks: one that it is at, and the next
+# Far more than anyone has trained with; what is beyond would only ask for all memory.
+MOST_WIDTH = 512  # eight times the paper's: a ResNet-152 of it has 15 GB of parameters
+MOST_CONTEXT = 1024  # as many as a store of frames can be made for
+MOST_PIXELS = 4096  # of the side of an image
+MOST_CHUNKS = 2**16  # in a batch
+MOST_PROCESSES = 2**16
 MODELS = ("rrn", "avgpool", "gru", "lstm")
 SAMPLINGS = ("chunks", "segments")
 CHANGEABLE = ("threads", "workers", "keep", "save_seconds")  # when a run is gone on with
@@ -69,7 +77,7 @@ class Config:
     frame_step: int = _option("data", "sample every n-th frame of a video", figures.FRAME_STEP,
                               ucf101=10, kind=int, least=1)
     image_size: int = _option("data", "side of the square that the network sees, in pixels", 64,
-                              ucf101=224, kind=int, least=32)
+                              ucf101=224, kind=int, least=32, most=MOST_PIXELS)
     frames: str | None = _option("data", "read the sampled frames from this folder, made by "
                                  "recres.data prepare, instead of decoding videos", older=True)
     input: str = _option("data", "what the network sees of each sampled frame: the frame itself; "
@@ -95,10 +103,11 @@ class Config:
     backbone: str = _option("model", "the residual network", "resnet18", ucf101="resnet50",
                             choices=BACKBONES)
     width: int = _option("model", "channels of its stem; every stage scales with it", 16,
-                         ucf101=64, kind=int, least=1)
+                         ucf101=64, kind=int, least=1, most=MOST_WIDTH)
     version: str = _option("model", "stride in the first 1x1 convolution (v1: Caffe, Keras) or in "
                            "the 3x3 (v1.5: torchvision, timm)", "v1", choices=VERSIONS)
-    context: int = _option("model", "T, frames of a chunk", 2, kind=int, least=1)
+    context: int = _option("model", "T, frames of a chunk", 2, kind=int, least=1,
+                           most=MOST_CONTEXT)
     skip: str | None = _option("model", "type of the temporal skips", "identity", choices=SKIPS)
     position: str | None = _option("model", "place of the deepest one", "block4",
                                    choices=POSITIONS)
@@ -128,7 +137,7 @@ class Config:
     updates: int | None = _option("training", "stop after this many updates (default: --epochs)",
                                   kind=int, least=1, older=True)
     batch: int = _option("training", "chunks that go through the network at once", 32, ucf101=16,
-                         kind=int, least=1)
+                         kind=int, least=1, most=MOST_CHUNKS)
     update_fraction: float | None = _option(
         "training", "update after this share of the training chunks, gradients of the batches "
         "added up (the paper: 0.01; default: update after every batch)", kind=float, above=0,
@@ -170,7 +179,8 @@ class Config:
     device: str = _option("machine", "cpu, cuda or cuda:N; of several processes with cuda each "
                           "takes a card", "cpu")
     processes: int = _option("machine", "processes that train together, as many as mpiexec starts; "
-                             "each takes --batch chunks at once", 1, kind=int, least=1, older=True)
+                             "each takes --batch chunks at once", 1, kind=int, least=1,
+                             most=MOST_PROCESSES, older=True)
     sync_norm: bool = _option("machine", "with several processes: batch norms take the statistics "
                               "of all of their batches, not each of its own", False, kind=bool,
                               older=True)
@@ -206,9 +216,11 @@ class Config:
             for item in fields(cls):
                 if item.name in found:
                     _check_range(item.name, found[item.name], item.metadata)
+            config = cls(**_defaults(found["data"]) | found)
+            _check_size(config)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        return cls(**_defaults(found["data"]) | found)
+        return config
 
 
 def add_options(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
@@ -263,6 +275,7 @@ def override(config: Config, args: argparse.Namespace) -> Config:
     changed = replace(config, **{"threads": tensorlite.get_num_threads()} | values)
     for item in fields(Config):
         _check_range(item.name, getattr(changed, item.name), item.metadata)
+    _check_size(changed)
     _check_device(changed)
     return changed
 
@@ -273,7 +286,9 @@ def with_changes(config: Config, values: Mapping[str, Any]) -> Config:
     for item in fields(Config):
         if item.name in changed:
             _check_range(item.name, changed[item.name], item.metadata)
-    return replace(config, **changed)
+    result = replace(config, **changed)
+    _check_size(result)
+    return result
 
 
 def _default_text(info: Mapping[str, Any]) -> str:
@@ -309,6 +324,7 @@ def resolve(values: Mapping[str, Any], data_root: str | os.PathLike[str] = "data
             and "colour_jitter" not in values:
         full["colour_jitter"] = 0.0
     config = Config(**full)
+    _check_size(config)
     _check_together(config)
     return config
 
@@ -367,7 +383,7 @@ def _check_type(name: str, value: Any, item: Field[Any], where: str) -> None:
     kinds = (int, float) if kind is float else (kind,)
     if type(value) not in kinds or (kind is str and "\0" in value):
         raise InputError(f"{where}: {name} is {value!r}, expected {_KINDS[kind]}")
-    if kind is int and abs(value) >= 2**63:
+    if type(value) is int and abs(value) >= 2**63:
         raise InputError(f"{where}: {name} is a number of {len(str(value))} digits")
 
 
@@ -388,6 +404,20 @@ def _check_range(name: str, value: Any, info: Mapping[str, Any]) -> None:
         bound = f"at least {low}" if above is None else f"more than {above}"
         upper = f" and at most {most}" if most < math.inf else ""
         raise InputError(f"{flag} {value}: expected {bound}{upper}")
+
+
+def _check_size(config: Config) -> None:
+    """Refuse options that are in range one by one, but of which a batch cannot be held."""
+    if config.features:
+        return  # images are not put together
+    channels = 2 * config.flow_length if config.input == "flow" else 3
+    chunk = 4 * config.context * config.image_size**2 * channels
+    for name, chunks in (("batch", config.batch), ("workers", PLACES * config.workers)):
+        if chunks * chunk > limits.BATCH_BYTES:
+            raise InputError(
+                f"--{name} {getattr(config, name)}: with --context {config.context} and "
+                f"--image-size {config.image_size} {chunks * chunk} bytes at once, more than the "
+                f"{limits.BATCH_BYTES} of recres.limits.BATCH_BYTES")
 
 
 def _check_together(config: Config) -> None:

@@ -27,7 +27,7 @@ from recres.commands import RunFailed
 from recres.config import Config, add_overrides, override
 from recres.errors import InputError
 from recres.evaluation import CHUNKS_AT_ONCE, predict_logits
-from recres.loader import Chunk, FrameLoader, Videos
+from recres.loader import Chunk, FrameLoader, Videos, other_frames
 from recres.models import VideoResNet
 from recres.models.streaming import Stream
 from recres.onnx import require
@@ -189,13 +189,19 @@ def _check_stream(model: VideoResNet, session: Session, loader: FrameLoader, vid
     stream, places = Stream(model), _spread(videos, count)
     lengths = {place: min(videos.counts[place], model.context - 1 + STREAMED) for place in places}
     with commands.bar("checking", "video", len(places)) as shown:
-        for length, found in groupby(sorted(places, key=lengths.__getitem__), lengths.get):
+        for length, found in groupby(sorted(places, key=lengths.__getitem__),
+                                     lengths.__getitem__):
             alike = list(found)
             for i in range(0, len(alike), SIDE_BY_SIDE):
                 group = alike[i : i + SIDE_BY_SIDE]
                 stream.reset()
                 session.reset()
-                frames = np.stack([next(loader.fixed(place))[:length] for place in group], axis=1)
+                seen = [next(loader.fixed(place))[:length] for place in group]
+                for place, here in zip(group, seen, strict=True):
+                    if len(here) < length:
+                        raise other_frames(videos.source.videos[place], len(here),
+                                           str(videos.counts[place]))
+                frames = np.stack(seen, axis=1)
                 for frame in frames:  # (videos, H, W, C)
                     ours, theirs = stream.push(frame), session.push(frame)
                     if ours is not None:

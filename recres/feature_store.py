@@ -43,7 +43,7 @@ from recres.config import Config
 from recres.errors import InputError
 from recres.evaluation import in_full
 from recres.files import append, parse_json, read_bytes, read_json, refuse_links, write_json
-from recres.loader import SIDES, Chunk, FrameLoader, Videos
+from recres.loader import SIDES, Chunk, FrameLoader, Videos, other_frames
 from recres.models import STAGES, VideoResNet
 from recres.models.resnet import parts_up_to, stage_number
 from recres.random import generator
@@ -350,6 +350,8 @@ class FeatureStore:
 
     def _add(self, place: int, features: np.ndarray) -> None:
         video, count = self.videos.source.videos[place], self.videos.counts[place]
+        if features.ndim > 1 and features.shape[1] != count:
+            raise other_frames(video, features.shape[1], str(count))
         expected = (self.views, count, *self.shape)
         if features.shape != expected or features.dtype != np.float32:
             raise ValueError(f"features: expected float32 {expected}, got {features.dtype} "

@@ -85,6 +85,7 @@ class Videos:
         self.skipped = {name: why for name, why in found.items() if isinstance(why, str)}
         self.counts = {place: count for place, video in enumerate(listed)
                        if isinstance(count := found[video.name], int)}
+        self._check_counts()
         self.sides = self._divide()
         self._chunks: dict[int, list[Chunk]] = {}
         number = 0
@@ -93,6 +94,21 @@ class Videos:
             starts = (0,) if whole else chunk_starts(count, config.context)
             self._chunks[place] = [Chunk(number + i, place, s) for i, s in enumerate(starts)]
             number += len(starts)
+
+    def _check_counts(self) -> None:
+        """InputError for more chunks than can be listed, or more frames than a store has."""
+        whole = self.config.features or self.config.sampling == "segments"
+        chunks = sum(1 if whole else -(-count // self.config.context)
+                     for count in self.counts.values())
+        if chunks > limits.CHUNKS:
+            raise InputError(f"{self.config.root}: {chunks} chunks, more than the {limits.CHUNKS} "
+                             "of recres.limits.CHUNKS")
+        if self.source.store is not None:
+            for place, count in self.counts.items():
+                video = self.source.videos[place]
+                there = self.source.store.count(video, self.config.context)
+                if there < count:
+                    raise other_frames(video, there, str(count))
 
     def _divide(self) -> dict[str, tuple[int, ...]]:
         listed, config = self.source.videos, self.config
@@ -126,6 +142,12 @@ class Videos:
     def label(self, chunk: Chunk) -> int:
         """The class of a chunk."""
         return self.source.videos[chunk.video].label
+
+
+def other_frames(video: Video, there: int, before: str) -> VideoError:
+    """What to say of a video that has other frames than were found in it before."""
+    return VideoError(video.path, f"has {there} sampled frames, but had {before} when they were "
+                                  "counted (videos.json)")
 
 
 def frame_indices(chunk: Chunk, count: int, config: Config,
@@ -201,6 +223,9 @@ class FrameLoader:
         return augment.normalise(shown, self.convention, out)
 
     def _places(self, chunk: Chunk, epoch: int | None, count: int) -> Sequence[int]:
+        if not self.config.features and chunk.start + self.config.context > count:
+            raise other_frames(self.source.videos[chunk.video], count,
+                               f"at least {chunk.start + self.config.context}")
         return frame_indices(chunk, count, self.config, epoch)
 
     def arguments(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
@@ -257,7 +282,7 @@ def updates_an_epoch(n_chunks: int, config: Config) -> int:
     """How many updates an epoch of `n_chunks` chunks makes."""
     if config.update_fraction is None:
         return -(-n_chunks // (config.batch * config.processes))
-    return min(n_chunks, max(1, round(1 / config.update_fraction)))
+    return max(1, round(min(n_chunks, 1 / config.update_fraction)))
 
 
 def _parts(update: np.ndarray, config: Config) -> int:

@@ -34,10 +34,10 @@ import numpy as np
 
 from recres import limits
 from recres.commands import RunFailed
+from recres.config import PLACES
 from recres.loader import Chunk, FrameLoader
 from recres.video.processes import begin
 
-PLACES = 2  # of a worker, for chunks: one that it is at, and the next
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECONDS = 5.0  # until a process whose pipe is closed has ended
 

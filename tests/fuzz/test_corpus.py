@@ -12,6 +12,7 @@ import os
 import struct
 import time
 import zipfile
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recres import features, guard, limits, replay
+from recres import build, features, guard, limits, replay
 from recres.config import Config, resolve
 from recres.datasets import ucf101
 from recres.errors import InputError
@@ -27,6 +28,7 @@ from recres.feature_store import StoreFiles
 from recres.files import lines_of, parse_json, read_bytes, read_json
 from recres.models import resnet18
 from recres.models.weights import load_pretrained
+from recres.runs import Run
 from recres.scores import read_scores
 from recres.video.decode import VideoError, read_frames
 from tensorlite.io import FormatError, load_arrays, load_npz
@@ -132,12 +134,23 @@ def test_what_is_no_file(path):
 @pytest.mark.parametrize("change", [
     {"data": []}, {"data": "others"}, {"image_size": "64"}, {"image_size": True}, {"lr": "nan"},
     {"lr": math.nan}, {"root": "a\0b"}, {"seed": 10**400}, {"batch": 0}, {"mirror": 1},
-    {"threads": None}, {"skip": ["conv"]}, {"width": 1.5}, {"weights": {}}])
+    {"threads": None}, {"skip": ["conv"]}, {"width": 1.5}, {"weights": {}}, {"lr": 10**400},
+    {"width": 2**40}, {"context": 2**40}, {"image_size": 2**30}, {"batch": 2**50},
+    {"processes": 2**50}])
 def test_options_of_the_wrong_kind(change):
     """Were taken as they came (`data` as a list: TypeError)."""
     options = resolve({"threads": 1, "root": "x"}).to_json()
     assert Config.from_json(options, "c").to_json() == options
     clean(Config.from_json, options | change, "config.json", match="^config.json: ")
+
+
+def test_a_network_larger_than_its_file_is_not_made(tmp_path, monkeypatch):
+    """Options beside a small model had a network of gigabytes drawn before they were compared."""
+    readers._run(tmp_path)
+    run = Run.open(tmp_path / "run")
+    assert build.open_model(run, run.config)[1] == readers.CLASSES
+    monkeypatch.setattr(build, "build_model", lambda *_: pytest.fail("it was made"))
+    clean(build.open_model, run, replace(run.config, width=512), match="no stem of the run's --wid")
 
 
 @pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000, '{"kind": "nonfinite"}',

@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 
 import tensorlite
-from recres import config, train
+from recres import config, limits, train
 from recres.config import Config
 from recres.errors import InputError
 
@@ -94,6 +94,14 @@ def test_json_of_something_else_is_refused():
     ({"threads": 0}, "--threads 0: expected at least 1"),
     ({"threads": -2}, "--threads -2: expected at least 1"),
     ({"threads": 10**400}, "expected at least 1 and at most 4096"),
+    ({"width": 513}, "--width 513: expected at least 1 and at most 512"),
+    ({"context": 1025}, "--context 1025: expected at least 1 and at most 1024"),
+    ({"image_size": 4097}, "--image-size 4097: expected at least 32 and at most 4096"),
+    ({"batch": 65537}, "--batch 65537: expected at least 1 and at most 65536"),
+    ({"processes": 65537}, "--processes 65537: expected at least 1 and at most 65536"),
+    ({"batch": 2**16, "image_size": 512}, "--batch 65536: with --context 2 and --image-size 512 "
+     "412316860416 bytes at once, more than the 68719476736 of recres.limits.BATCH_BYTES"),
+    ({"workers": 256, "context": 1024, "image_size": 224}, "--workers 256: with --context 1024"),
     ({"weights": "/nowhere.npz"}, "--weights /nowhere.npz: no such file"),
     ({"device": "tpu"}, "--device: got 'tpu'"),
 ])
@@ -102,6 +110,26 @@ def test_refused(values, message):
         config.resolve(values)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("values", [
+    {"width": 512}, {"context": 1024, "batch": 1}, {"image_size": 4096, "batch": 64},
+    {"batch": 2**16}, {"model": "gru", "features": "block3", "batch": 2**16, "image_size": 512}])
+def test_what_is_large_but_can_be_is_not_refused(values):
+    assert Config.from_json(config.resolve(values).to_json(), "x")
+
+
+def test_how_much_a_batch_may_be_is_a_limit(monkeypatch):
+    values = config.resolve({"batch": 2, "workers": 1, "input": "flow", "flow_length": 4}).to_json()
+    nbytes = 4 * 2 * 2 * 64 * 64 * 8
+    monkeypatch.setattr(limits, "BATCH_BYTES", nbytes)
+    found = Config.from_json(values, "x")
+    monkeypatch.setattr(limits, "BATCH_BYTES", nbytes - 1)
+    with pytest.raises(InputError, match="^x: --batch 2: with --context 2 and --image-size 64"):
+        Config.from_json(values, "x")
+    monkeypatch.setattr(limits, "BATCH_BYTES", nbytes)
+    with pytest.raises(InputError, match="^--workers 2: with "):
+        config.with_changes(found, {"workers": 2})
 
 
 def test_options_that_mean_nothing_to_the_baseline_are_empty():

@@ -538,7 +538,16 @@ def test_what_float16_cannot_hold_is_refused(setting, tmp_path, value, fits):
     assert store.missing == store.places[1:]
 
 
-@pytest.mark.parametrize("wrong", [lambda x: x[:1], lambda x: x[:, 1:], lambda x: x[..., 1:],
+def test_features_of_a_video_that_has_other_frames_now(setting, tmp_path):
+    store = make_store(setting, tmp_path)
+    path = setting.videos.source.videos[store.places[0]].path
+    with pytest.raises(InputError, match=f"^{path}: has .* sampled frames, but had .* when they"):
+        store.create(lambda place: np.zeros((2, setting.videos.counts[place] - 1, *store.shape),
+                                            np.float32))
+    assert store.missing == store.places
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x[:1], lambda x: x[..., 1:],
                                    lambda x: x.astype(np.float64)])
 def test_features_of_another_shape_or_dtype_are_refused(setting, tmp_path, wrong):
     store = make_store(setting, tmp_path)

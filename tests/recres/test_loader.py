@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recres import build, config
+from recres import build, config, limits
 from recres.datasets import figures
 from recres.errors import InputError
 from recres.loader import FrameLoader, Videos, describe_updates, plan_epoch
 from recres.video import augment
 from recres.video.decode import VideoError
+from recres.video.frame_store import FrameStoreWriter, Settings, encode_video
 
 
 def options(root, **values):
@@ -59,6 +60,53 @@ def test_a_fraction_is_of_the_chunks_observed(figures_root, videos):
     plan = plan_epoch(chunks, options(figures_root, update_fraction=0.2, batch=4), epoch=0)
     assert len(plan) == 5
     assert all(len(update) == -(-len(chunks) // 5 // 4) for update in plan)
+
+
+def test_a_fraction_that_is_next_to_nothing_is_a_chunk_an_update(videos):
+    """1 / 5e-324 is infinite: OverflowError."""
+    least = config.replace(videos.config, update_fraction=5e-324)
+    assert len(plan_epoch(videos.chunks("train"), least, 0)) == len(videos.chunks("train"))
+
+
+@pytest.mark.parametrize("values", [{}, {"backwards": True}, {"epoch": 1}])
+def test_a_video_that_has_fewer_frames_than_when_they_were_counted(figures_root, videos, values):
+    """IndexError."""
+    place, found = videos.sides["train"][0], videos.found
+    video = videos.source.videos[place]
+    more = Videos(videos.split, videos.config, found | {video.name: found[video.name] + 40})
+    loader = FrameLoader(more.source, videos.config, "torch")
+    chunks = [chunk for chunk in more.chunks("train") if chunk.video == place]
+    assert loader.load(chunks[:2], **values).shape[0] == 2
+    with pytest.raises(VideoError) as caught:
+        loader.load(chunks[-1:], **values)
+    count = found[video.name]
+    assert str(caught.value) == (f"{video.path}: has {count} sampled frames, but had at least "
+                                 f"{count + 40} when they were counted (videos.json)")
+
+
+def test_counts_that_are_more_than_those_of_the_store(figures_root, videos, tmp_path):
+    """IndexError."""
+    with FrameStoreWriter(tmp_path / "store", Settings(videos.config.frame_step, 2)) as writer:
+        for video in (*videos.split.train, *videos.split.test):
+            writer.add(*encode_video(video, writer.settings))
+    stored = config.replace(videos.config, frames=str(tmp_path / "store"))
+    assert Videos(videos.split, stored, videos.found).counts == videos.counts
+    video = videos.source.videos[videos.sides["test"][0]]
+    count = videos.found[video.name]
+    with pytest.raises(VideoError, match=f"^{video.path}: has {count} sampled frames, but had "
+                                         f"{count + 1} when they were counted"):
+        Videos(videos.split, stored, videos.found | {video.name: count + 1})
+
+
+def test_more_chunks_than_can_be_listed(videos, monkeypatch):
+    """Counts of a million for each of many videos took all memory."""
+    chunks = sum(-(-count // 2) for count in videos.counts.values())
+    monkeypatch.setattr(limits, "CHUNKS", chunks)
+    Videos(videos.split, videos.config, videos.found)
+    monkeypatch.setattr(limits, "CHUNKS", chunks - 1)
+    with pytest.raises(InputError, match=f": {chunks} chunks, more than the {chunks - 1} of "):
+        Videos(videos.split, videos.config, videos.found)
+    Videos(videos.split, config.replace(videos.config, sampling="segments"), videos.found)
 
 
 def test_the_order_is_drawn_anew_each_epoch_from_the_seed(figures_root, videos):

@@ -257,6 +257,18 @@ def test_a_video_error_comes_through_and_the_others_go_on(figures_root, tmp_path
         assert loader.load(good).shape == (3, 2, 32, 32, 3)
 
 
+def test_a_video_that_has_fewer_frames_than_when_they_were_counted(frames):
+    videos, _ = frames
+    name = videos.source.videos[videos.sides["train"][0]].name
+    more = Videos(videos.split, videos.config, videos.found | {name: videos.found[name] + 40})
+    chunks = [chunk for chunk in more.chunks("train")
+              if chunk.video == videos.sides["train"][0]]
+    loader = FrameLoader(more.source, videos.config, "torch")
+    with WorkerLoader(loader, 1, 12) as working, \
+            pytest.raises(VideoError, match=f"{name}.avi: has .* but had at least"):
+        working.load(chunks)
+
+
 def test_an_exception_that_cannot_be_sent_is_told():
     class Odd(Exception):
         pass
