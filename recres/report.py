@@ -20,9 +20,10 @@ from recres.errors import InputError
 from recres.page import film, sections
 from recres.page.markup import Html, el, join
 from recres.page.sections import Shown
+from recres.run_files import check_about, check_evaluations, check_result, check_updates
 from recres.runs import Run, read_metrics
 from recres.scores import read_scores
-from tensorlite.io import replacing
+from tensorlite.io import one_line, replacing
 
 # Nothing outside the page may be asked for, whatever should get into it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -57,27 +58,29 @@ def _report(args: argparse.Namespace) -> int:
         for run in runs:
             films.append(read_films(run, args.root))
             shown.update()
-    text = page(_distinct(runs), films)
+    data = page(_distinct(runs), films).encode(errors="backslashreplace")  # (names of folders)
     with replacing(out) as beside:
-        beside.write_text(text, encoding="utf-8")
-    print(f"{'written':12} {out} ({len(text.encode()) / 1e6:.1f} MB)")
+        beside.write_bytes(data)
+    print(one_line(f"{'written':12} {out} ({len(data) / 1e6:.1f} MB)"))
     return 0
 
 
 def read_run(path: Path) -> Shown:
     """What the page needs of the run in a folder. InputError where that cannot be read."""
     run = Run.open(path)
+    check_about(run.about, path / "config.json")
     result = run.result
     if result is not None:
-        known = isinstance(result, dict) and isinstance(result.get("per_class"), dict)
-        if not known or not isinstance(result.get("video_error"), int | float):
-            raise InputError(f"{path / 'result.json'}: not the result of a run")
+        check_result(result, path / "result.json")
     scores = None
     if result is not None and (path / "scores.npz").is_file():
         scores = read_scores(path / "scores.npz")
     log = path / "metrics.jsonl"
-    return Shown(path.resolve().name, path, run.config, run.about, result, scores,
-                 read_metrics(log), read_metrics(log, "evaluation"))
+    updates, evaluations = read_metrics(log), read_metrics(log, "evaluation")
+    check_updates(updates, log)
+    check_evaluations(evaluations, log)
+    return Shown(path.resolve().name, path, run.config, run.about, result, scores, updates,
+                 evaluations)
 
 
 def read_films(run: Shown, root: str | None = None) -> list[film.Film] | str:

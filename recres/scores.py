@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,8 +105,8 @@ _KINDS = {"U": "texts", "iu": "integers", "f": "floating-point numbers"}
 
 def _check_values(path: Path, scores: SavedScores) -> None:
     for what, texts in (("video", scores.names), ("class", scores.classes)):
-        if len(set(texts)) < len(texts):
-            twice = next(text for i, text in enumerate(texts) if text in texts[:i])
+        twice, times = Counter(texts).most_common(1)[0]
+        if times > 1:
             raise InputError(f"{path}: {what} {twice} is there twice")
 
     def refuse(bad: Any, reason: str) -> None:

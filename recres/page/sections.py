@@ -21,6 +21,7 @@ from recres.page.markup import Html, el, join
 from recres.scores import SavedScores
 
 WORST = 15  # classes whose error is shown at once; the others unfold
+MATRIX = 1000  # with more classes the confusion matrix is left out: nobody could read it
 NUMBERED = 40  # with more classes the cells of the confusion matrix are small
 DARK = 0.8  # share from which a cell's number is set in the other colour
 MISTAKES = 10  # confusions listed in words
@@ -257,6 +258,8 @@ def _confusion(run: Shown) -> Html:
     if run.scores is None:
         return el("p", no_scores(run))
     scores = run.scores
+    if len(scores.classes) > MATRIX:
+        return el("p", f"Not drawn: of {len(scores.classes)} classes, more than {MATRIX}.")
     order = _class_order(run.config, scores.classes)
     table = np.zeros((len(order), len(order)), np.int64)
     np.add.at(table, (scores.labels, scores.answers), 1)

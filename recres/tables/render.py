@@ -275,7 +275,7 @@ def _pipes(headings: list[str], rows: list[list[str]], labels: int) -> str:
 
 
 def _escape(value: str) -> str:
-    return " ".join(value.replace("|", "\\|").split())
+    return " ".join(value.replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def picture(table: Table, path: Path) -> None:

@@ -29,6 +29,7 @@ from recres.files import read_json, write_json
 from recres.fuse import fuse
 from recres.loader import Videos
 from recres.models.resnet import stage_number
+from recres.run_files import COUNT, MAPPING, SHARE, TIME, require
 from recres.runs import Run
 from recres.scores import read_scores, write_scores
 from recres.tables.budget import Cost, encoding_rate, measure, reading_time, updates_within
@@ -157,7 +158,7 @@ class Runner:
         wanted: dict[str, Any] = {"options": options, "budget": self.budget}
         # As long as nothing has run (after a dry run) another plan can be made.
         known = path.is_file() and (self.folder / "cells").is_dir()
-        plan = read_json(path) if known else {**wanted, "updates": None, "seconds": {}}
+        plan = read_plan(path) if known else {**wanted, "updates": None, "seconds": {}}
         differ = [name for name, value in wanted["options"].items()
                   if plan["options"].get(name) != value and name not in ("threads", "device")]
         if differ or plan["budget"] != self.budget:
@@ -182,7 +183,9 @@ class Runner:
         sampling = {name: getattr(self.base, name)
                     for name in ("data", "root", "frame_step", "skip_bad")}
         known = read_json(path) if path.is_file() else {}
-        if known.get("sampling") != sampling:
+        whole = isinstance(known, dict) and isinstance(known.get("found"), dict) and all(
+            type(count) in (int, str) for count in known["found"].values())
+        if not whole or known.get("sampling") != sampling:
             single = config.replace(self.base, context=1)
             known = {"sampling": sampling, "found": build.scan_videos(single, log).found}
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -302,7 +305,9 @@ class Runner:
                     job.do()
                 assert job.source is not None
                 self._source = sampling, job.source
-        return read_json(path / "result.json")["video_error"]
+        result = read_json(path / "result.json")
+        require(result, {"video_error": SHARE}, path / "result.json")
+        return result["video_error"]
 
     def _counted(self, options: Config) -> Any:
         """How many frames of each video are sampled for these options, if that is known: from a run
@@ -393,14 +398,9 @@ class Runner:
 
     def _result(self, task: Task) -> RunResult:
         path = self._path(task)
-        known = task.cell.name, task.seed, task.split, str(path)
         if (path / "result.json").is_file():
-            try:
-                result = read_json(path / "result.json")
-                return RunResult(*known, "complete", result["video_error"], result["chunk_error"],
-                                 result["training_seconds"], str(path / "scores.npz"))
-            except (InputError, LookupError, TypeError):
-                return RunResult(*known, "failed", reason=f"{path / 'result.json'}: damaged")
+            return read_result(path, (task.cell.name, task.seed, task.split))
+        known = task.cell.name, task.seed, task.split, str(path)
         if task.name in self.failures:
             return RunResult(*known, "failed", reason=self.failures[task.name])
         return RunResult(*known, "missing")
@@ -438,6 +438,32 @@ def pretrained_stage(options: Config) -> str | None:
                          "baselines need")
     filled = [stage for i, stage in enumerate(filled) if stage == network.stages[i + 1]]
     return filled[-1]
+
+
+def read_result(path: Path, task: tuple[str, int, int]) -> RunResult:
+    """What came of the run in a folder that has a result; task: its cell, seed and split."""
+    file = path / "result.json"
+    try:
+        result = read_json(file)
+        require(result, {"video_error": SHARE, "chunk_error": SHARE, "training_seconds": TIME},
+                file)
+    except InputError:
+        return RunResult(*task, str(path), "failed", reason=f"{file}: damaged")
+    return RunResult(*task, str(path), "complete", result["video_error"], result["chunk_error"],
+                     result["training_seconds"], str(path / "scores.npz"))
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """What plan.json says; InputError where it is no plan."""
+    plan = read_json(path)
+    if not isinstance(plan, dict):
+        raise InputError(f"{path}: not a plan of tables")
+    require(plan, {"options": MAPPING, "seconds": MAPPING}, path)
+    require(plan["seconds"], dict.fromkeys(plan["seconds"], TIME), path)
+    for name, known in (("updates", COUNT), ("budget", TIME)):
+        if plan.get(name) is not None:
+            require(plan, {name: known}, path)
+    return {"updates": None, "budget": None, **plan}
 
 
 def _sampling(options: Config) -> tuple[Any, ...]:

@@ -13,12 +13,13 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recres import build, checkpoint, evaluate, replay, scores
+from recres import build, checkpoint, evaluate, replay, report, scores
 from recres.config import Config, resolve
 from recres.data_check import Found, Problem, check_data_set, check_store
 from recres.datasets import Split, figures, ucf101
@@ -29,7 +30,11 @@ from recres.guard import FORMAT
 from recres.loader import Videos
 from recres.models import resnet18
 from recres.models.weights import load_pretrained
+from recres.page.markup import VOID
 from recres.runs import Run, read_metrics
+from recres.tables import render
+from recres.tables.results import Entry, Row, Table
+from recres.tables.runner import read_plan, read_result
 from recres.video.decode import sample_video
 from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
 from tensorlite import nn
@@ -208,6 +213,81 @@ def _check_scores(folder: Path, found: scores.SavedScores) -> None:
     assert np.isfinite(found.posteriors).all() and 0 <= found.video_error <= 1
     assert all(isinstance(name, str) for name in (*found.names, *found.classes, found.data))
     "".join((*found.names, *found.classes)).encode()  # texts that can be printed
+
+
+HOSTILE = '<script>alert("1")</script>&"\'<img src=http://x/>|`'
+
+
+def _shown(folder: Path) -> Sequence[Path]:
+    _lists(folder)
+    with Run.create(folder / "run", _options(root=str(folder), data="ucf101"), {
+            "started": HOSTILE, "command": ["x", HOSTILE], "environment": {HOSTILE: HOSTILE},
+            "model": {"weights": {"source": "recres", "initialised": ["fc.weight"]},
+                      "temporal_convolutions": HOSTILE}}) as run:
+        pass
+    names, classes = ("v_Walk_g01_c01", f"{HOSTILE}2", "v3"), (HOSTILE, "Run", "Wave")
+    posteriors = np.array([[0.7, 0.2, 0.1], [0.2, 0.2, 0.6], [0.1, 0.2, 0.7]])
+    scores.write_scores(run.path / "scores.npz", scores.SavedScores(
+        names, np.array([0, 1, 2]), posteriors, np.array([1, 2, 3]), classes), classes, "ucf101", 1)
+    write_json(run.path / "result.json", {
+        "video_error": 1 / 3, "chunk_error": 0.5, "pair_error": 0.5, "protocol": HOSTILE,
+        "per_class": {name: {"videos": 1, "video_error": 0.5} for name in classes},
+        "best": {"epoch": 2, "video_error": 0.25}, "training_seconds": 12.5,
+        "counts": {"test_videos": 3, "test_chunks": 6}, "skipped": {"v9": HOSTILE}})
+    lines = [{"kind": "update", "update": i, "epoch": i // 2, "loss": 2 / (i + 1),
+              "learning_rate": 0.1, "gradient_norm": 3.5, "gradient_norms": {HOSTILE: i, "fc": 2.0}}
+             for i in range(4)]
+    lines += [{"kind": "evaluation", "epoch": i, "update": 2 * i, "loss": 1.5, "best": not i,
+               "training_loss": 2.5, "video_error": 0.5, "chunk_error": 0.25} for i in range(2)]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    return [run.path / name for name in ("config.json", "result.json", "metrics.jsonl",
+                                         "scores.npz")]
+
+
+def _read_page(folder: Path) -> str:
+    run = report.read_run(folder / "run")
+    return report.page([run, run], 2 * [report.read_films(run, str(folder))])
+
+
+class _Tags(HTMLParser):
+    """All that a page may have: no scripts, nothing from elsewhere, every tag closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.inside: list[str] = []
+        self.feed(page)
+        self.close()
+        assert not self.inside
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag != "script" and not any(name.startswith("on") for name, _ in attrs), tag
+        for name, value in attrs:
+            assert name not in ("src", "href") or (value or "").startswith(("data:image/", "#"))
+        if tag not in VOID:
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.inside.pop() == tag, tag
+
+
+def _check_page(folder: Path, page: str) -> None:
+    _Tags(page)
+    assert len(page) < 2**22
+
+
+def _tables(folder: Path) -> Sequence[Path]:
+    _, result, _, found = _shown(folder)
+    write_json(folder / "run" / "plan.json", {
+        "options": {"lr": 0.1}, "budget": 3.5, "updates": 7, "seconds": {"a": 1.5, "b": 2.5}})
+    return [result, found, folder / "run" / "plan.json"]
+
+
+def _read_tables(folder: Path) -> Any:
+    plan = read_plan(folder / "run" / "plan.json")
+    runs = [read_result(folder / "run", ("a", seed, 1)) for seed in (0, 1)]
+    rows = [Row({"model": name}, [Entry("error", 0.5, runs)], name == "a") for name in "ab"]
+    table = Table(1, "t", {"data": "ucf101", "classes": 3}, ["model"], ["error"], rows)
+    return render.text(table), render.markdown(table), render.csv(table), plan
 
 
 # Data sets
@@ -437,6 +517,10 @@ READERS = {reader.name: reader for reader in (
            _always(mutate.lines_of(mutate.json_))),
     Reader("scores", 2000, _scores, lambda folder: scores.read_scores(folder / "scores.npz"),
            _NPZ, _check_scores),
+    Reader("report", 400, _shown, _read_page,
+           lambda path: _NPZ(path) if path.suffix == ".npz" else _by_suffix(path), _check_page),
+    Reader("tables", 400, _tables, _read_tables,
+           lambda path: _NPZ(path) if path.suffix == ".npz" else _by_suffix(path)),
     Reader("lists", 2000, _lists, _read_lists, _always(mutate.lines_of(mutate.words)),
            _check_lists),
     Reader("figures", 800, _figures, _read_figures, _JSON),

@@ -245,6 +245,17 @@ def test_two_arrays_of_a_name(tmp_path, names):
     clean(load_arrays, tmp_path / "a.npz", match="'a' is there twice")
 
 
+def test_many_names_one_of_them_twice(tmp_path):
+    """Each was compared with all before it: hours for a file of a few megabytes."""
+    count = 60_000
+    names = np.array([f"v{i}" for i in range(count - 1)] + [f"v{count - 2}"])
+    np.savez(tmp_path / "a.npz", names=names, labels=np.zeros(count, int), classes=np.array(["A"]),
+             posteriors=np.ones((count, 1)), chunks=np.ones(count, int))
+    began = time.process_time()
+    clean(read_scores, tmp_path / "a.npz", match=f"video v{count - 2} is there twice")
+    assert time.process_time() - began < 5
+
+
 def integer(value: int) -> bytes:
     packed = value.to_bytes(20, "little", signed=True)
     return b"\x8a" + bytes([len(packed)]) + packed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from recres import config, report
-from recres.page import film
+from recres.page import film, sections
 from recres.page.chart import LEFT, RIGHT, WIDTH, Line, line_chart, log_ticks, ticks
 from recres.page.differences import differences
 from recres.page.markup import VOID, Html, el, join
@@ -286,6 +287,56 @@ def test_what_is_no_run_is_refused_in_one_line(damage, copy, tmp_path, capsys):
     assert report.main([str(copy), "--out", str(tmp_path / "page.html")]) == 2
     assert str(copy) in one_line(capsys.readouterr().err)
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize(("file", "values", "why"), [
+    ("result.json", {"chunk_error": "x"}, "result.json: chunk_error is x, expected a number from"),
+    ("result.json", {"video_error": float("nan")}, "video_error is nan, expected a number from 0"),
+    ("result.json", {"counts": {"test_videos": -1}}, "counts: test_videos is -1, expected a count"),
+    ("result.json", {"per_class": {HOSTILE: {"videos": 3}}}, "video_error is None, expected a"),
+    ("result.json", {"best": {"epoch": [1]}}, "best: epoch is a list, expected a count"),
+    ("result.json", {"training_seconds": 1e999}, "training_seconds is inf, expected a time"),
+    ("result.json", {"protocol": ["x" * 1000]}, "protocol is a list, expected a text"),
+    ("config.json", {"environment": "x"}, "config.json: environment is x, expected an object"),
+    ("config.json", {"command": ["x", 3]}, "command is a list, expected a list of texts"),
+    ("config.json", {"model": {"weights": "y" * 1000}}, "weights is " + 60 * "y" + "…, expected"),
+])
+def test_values_that_no_run_writes_are_named(file, values, why, copy, tmp_path, capsys):
+    """TypeError, ValueError, KeyError, AttributeError."""
+    change(copy, file, **values)
+    assert report.main([str(copy), "--out", str(tmp_path / "page.html")]) == 2
+    assert why in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("line", "why"), [
+    ({"kind": "update", "update": 1, "loss": "x"}, "update 1: loss is x, expected a number"),
+    ({"kind": "update", "update": -1}, "update -1: update is -1, expected a count"),
+    ({"kind": "update", "update": 10**400}, "expected a count"),
+    ({"kind": "update", "update": 1, "loss": 5e-324}, "loss is 5e-324, expected a number"),
+    ({"kind": "update", "update": 1, "gradient_norms": {"a": []}}, "a is a list, expected a num"),
+    ({"kind": "update", "update": 1, "gradient_norms": {f"p{i}": 1 for i in range(101)}},
+     "update 1: gradients of more than 100 parts"),
+    ({"kind": "evaluation", "epoch": 1, "update": None}, "epoch 1: update is None, expected"),
+    ({"kind": "evaluation", "epoch": 1, "video_error": 3}, "video_error is 3, expected a number"),
+])
+def test_lines_that_no_run_logs_are_named(line, why, copy, tmp_path, capsys):
+    with open(copy / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert report.main([str(copy), "--out", str(tmp_path / "page.html")]) == 2
+    assert why in one_line(capsys.readouterr().err)
+
+
+def test_a_matrix_of_very_many_classes_is_not_drawn(trained, monkeypatch, tmp_path):
+    """It has the square of them: terabytes, of a small file."""
+    monkeypatch.setattr(sections, "MATRIX", 3)
+    page = make(tmp_path / "page.html", trained)
+    assert "classes, more than 3." in page.text and "Most frequent mistakes" not in page.text
+
+
+def test_a_folder_whose_name_is_no_text(copy, tmp_path, capfd):
+    """UnicodeEncodeError."""
+    run = copy.rename(tmp_path / os.fsdecode(b"run\xff"))
+    assert "run\\udcff" in make(tmp_path / "page.html", run).text
 
 
 def test_what_cannot_be_written_or_is_given_twice_is_refused(trained, tmp_path, capsys):

@@ -222,7 +222,7 @@ def two_columns(tmp_path):
             **more)
 
     return Table(1, "Frozen | features", ABOUT, ["features", "model"], ["with Z-norm", "without"], [
-        line("block4", ([complete(tmp_path, "z4", 0, [0, 1])], [failed("w4", reason="a | b\nc")]),
+        line("block4", ([complete(tmp_path, "z4", 0, [0, 1])], [failed("w4", reason="a | b\n<c>")]),
              (0.236, 0.237)),
         line("block3", ([complete(tmp_path, "z3", 0, [2])], [complete(tmp_path, "w3", 0, [3])]),
              (0.309, 0.313), reference=True)])
@@ -234,7 +234,7 @@ def test_two_columns_and_what_markdown_must_escape(tmp_path):
     heading = next(line for line in lines if line.startswith("| features"))
     for line in lines[lines.index(heading):][:4]:
         assert line.replace("\\|", "").count("|") == 9
-    assert "failed: a \\| b c" in render.markdown(made)
+    assert "failed: a \\| b &lt;c>" in render.markdown(made)
     lines = render.text(made).splitlines()
     rule = next(i for i, line in enumerate(lines) if line.startswith("--"))
     assert lines[rule - 2].split() == ["with", "Z-norm", "without"]
@@ -255,7 +255,7 @@ def test_csv_has_every_entry_and_both_errors(tmp_path, two):
     assert float(lines[0]["low_seeds"]) < -0.25 < 0 < float(lines[0]["high_seeds"])
     assert lines[1]["paper"] == "" and lines[1]["reference"] == "1"
     made = list(csv_format.DictReader(io.StringIO(render.csv(two_columns(tmp_path)))))
-    assert len(made) == 4 and made[1]["failed"] == "w4, split 1, seed 0: a | b\nc"
+    assert len(made) == 4 and made[1]["failed"] == "w4, split 1, seed 0: a | b\n<c>"
 
 
 def test_json_is_all_that_is_shown(two):
