@@ -79,7 +79,9 @@ def sample_video(path: str | os.PathLike[str], step: int, context: int) -> np.nd
     if len(frames) >= context:
         return frames
     # How many frames there are is only known now. The file is short: reading it again is cheap.
-    return read_frames(path)[list(sample_indices(total, step, context))]
+    indices = sample_indices(total, step, context)
+    check_bytes(path, len(indices), frames[0].nbytes)  # the last one may be there many times
+    return read_frames(path)[list(indices)]
 
 
 def iter_frames(path: str | os.PathLike[str], step: int = 1) -> Iterator[tuple[int, np.ndarray]]:
@@ -94,17 +96,30 @@ def iter_frames(path: str | os.PathLike[str], step: int = 1) -> Iterator[tuple[i
 
 def _read(path: str | os.PathLike[str], step: int) -> tuple[np.ndarray, int]:
     """The sampled frames and the number of frames in the file."""
-    frames, total, nbytes = [], 0, 0
+    frames, total = list[np.ndarray](), 0
     for index, frame in _decode(path, step):
         total = index + 1
         if frame is not None:
             frames.append(frame)
-            nbytes += frame.nbytes
-            if nbytes > limits.VIDEO_BYTES:
-                raise VideoError(path, f"too large: {len(frames)} frames have {nbytes} bytes, more "
-                                       f"than the {limits.VIDEO_BYTES} of "
-                                       "recres.limits.VIDEO_BYTES")
-    return np.stack(frames), total
+            check_bytes(path, len(frames), frame.nbytes)
+    return _stack(frames), total
+
+
+def _stack(frames: list[np.ndarray]) -> np.ndarray:
+    """The frames as one array. The list is empty afterwards: each is let go as it is copied, so
+    that they are in memory once, not twice. (From the end, where memory can be given back.)"""
+    result = np.empty((len(frames), *frames[0].shape), frames[0].dtype)
+    while frames:
+        result[len(frames) - 1] = frames[-1]
+        frames.pop()
+    return result
+
+
+def check_bytes(path: str | os.PathLike[str], count: int, nbytes: int) -> None:
+    """Raise VideoError for more frames of so many bytes than may be in memory together."""
+    if count * nbytes > limits.VIDEO_BYTES:
+        raise VideoError(path, f"too large: {count} frames have {count * nbytes} bytes, more than "
+                               f"the {limits.VIDEO_BYTES} of recres.limits.VIDEO_BYTES")
 
 
 def _decode(path: str | os.PathLike[str], step: int) -> Iterator[tuple[int, np.ndarray | None]]:
@@ -206,6 +221,9 @@ def check_file(path: str | os.PathLike[str]) -> None:
         raise VideoError(path, reason[:1].lower() + reason[1:]) from error
     if size == 0:
         raise VideoError(path, "empty (0 bytes)")
+    if size > limits.VIDEO_FILE_BYTES:
+        raise VideoError(path, f"{size} bytes, more than the {limits.VIDEO_FILE_BYTES} of "
+                               "recres.limits.VIDEO_FILE_BYTES")
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:  # OpenCV 5.0 ends the process on such a name

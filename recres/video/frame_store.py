@@ -42,7 +42,7 @@ from recres import limits
 from recres.datasets import Video
 from recres.errors import InputError
 from recres.files import append, at_once, read_bytes, read_json, refuse_links, write_json
-from recres.video.decode import VideoError, iter_frames
+from recres.video.decode import VideoError, check_bytes, iter_frames
 from recres.video.sample import sample_indices, sample_step
 
 FORMAT = "recres-frames-1"
@@ -202,6 +202,9 @@ def differs(line: Line, path: str | os.PathLike[str]) -> str | None:
     about = os.stat(path)
     if about.st_size != line.file_size:
         return f"had {line.file_size} bytes, now {about.st_size}"
+    if about.st_mtime_ns != line.modified and about.st_size > limits.VIDEO_FILE_BYTES:
+        return (f"has {about.st_size} bytes, more than the {limits.VIDEO_FILE_BYTES} of "
+                "recres.limits.VIDEO_FILE_BYTES")
     if about.st_mtime_ns != line.modified and file_state(path)["sha256"] != line.sha256:
         return "has other bytes now, of the same number"
     return None
@@ -217,7 +220,9 @@ def encode_video(video: Video, settings: Settings) -> tuple[Line, bytes]:
     try:
         # Before decoding: of a file that changes meanwhile it is the old state that is noted.
         with contextlib.suppress(OSError):
-            line |= file_state(video.path) if video.path.is_file() else {}
+            if (video.path.is_file()
+                    and video.path.stat().st_size <= limits.VIDEO_FILE_BYTES):
+                line |= file_state(video.path)
         frames, total, shape = _encoded(video.path, settings, whole=False)
         if len(frames) < settings.context:
             # Too short. Now that it is known how many there are, reading it again is cheap.
@@ -377,6 +382,7 @@ class FrameStore:
         places = self._places(line, context)
         if some is not None:
             places = [places[i] for i in some]
+        check_bytes(video.path, len(places), 3 * line.height * line.width)
         return self._decoded(line, places)
 
     def _line(self, video: Video) -> Line:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,9 +14,18 @@ import numpy as np
 import pytest
 
 import recres
+from recres import limits
+from recres.datasets import Video
 from recres.errors import InputError
-from recres.video import decode
+from recres.video import decode, frame_store
 from recres.video.decode import VideoError, iter_frames, read_frames, sample_video
+from recres.video.frame_store import (
+    FrameStore,
+    FrameStoreWriter,
+    Settings,
+    differs,
+    encode_video,
+)
 
 
 @pytest.fixture
@@ -60,6 +71,60 @@ def test_short_videos_are_sampled_more_finely(
     clip = write_video(tmp_path / "clip.avi", numbered(length))
     expected = list(decode.sample_indices(length, 10, context))
     assert number(sample_video(clip, 10, context)) == expected
+
+
+def test_frames_are_in_memory_once(numbered):
+    """Twice, while they were put together."""
+    frames = [frame.copy() for frame in numbered(5)]
+    expected, there = np.stack(frames), [weakref.ref(frame) for frame in frames]
+    seen = []
+
+    class Frames(list):
+        def __getitem__(self, place):
+            seen.append([frame() is not None for frame in there])
+            return super().__getitem__(place)
+
+    watched = Frames(frames)
+    del frames
+    np.testing.assert_array_equal(decode._stack(watched), expected)
+    assert watched == [] and seen[-1] == [True, False, False, False, False]
+
+
+def test_a_frame_repeated_for_a_long_context_counts(tmp_path, write_video, numbered, monkeypatch):
+    """A frame of a hundred megabytes, a context of a thousand: it took all memory."""
+    clip = write_video(tmp_path / "clip.avi", numbered(2))
+    nbytes = read_frames(clip)[0].nbytes
+    monkeypatch.setattr(limits, "VIDEO_BYTES", 8 * nbytes)
+    assert len(sample_video(clip, 10, 8)) == 8
+    with pytest.raises(VideoError, match=f"too large: 9 frames have {9 * nbytes} bytes, more than"):
+        sample_video(clip, 10, 9)
+    monkeypatch.undo()
+    video = Video(clip, 0, "g01", "v_A_g01_c01")
+    with FrameStoreWriter(tmp_path / "store", Settings(10, 9)) as writer:
+        line, data = encode_video(video, writer.settings)
+        writer.add(replace(line, video=f"A/{video.name}.avi"), data)
+    monkeypatch.setattr(limits, "VIDEO_BYTES", 8 * nbytes)
+    store = FrameStore(tmp_path / "store")
+    assert len(store.frames(video, 8)) == 8
+    with pytest.raises(VideoError, match="too large: 9 frames"):
+        store.frames(video, 9)
+
+
+def test_a_file_that_is_too_large_is_not_read(clip, monkeypatch):
+    """Of a terabyte, which takes no room on disk: it was read whole for its sha256."""
+    most = clip.stat().st_size
+    monkeypatch.setattr(limits, "VIDEO_FILE_BYTES", most)
+    assert len(read_frames(clip)) == 30
+    video, settings = Video(clip, 0, "g01", "v_A_g01_c01"), Settings(2, 2)
+    whole, _ = encode_video(video, settings)
+    with open(clip, "ab") as file:
+        file.write(b"\0")
+    monkeypatch.setattr(frame_store.hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
+    why = f"{most + 1} bytes, more than the {most} of recres.limits.VIDEO_FILE_BYTES"
+    refuse(clip, why)
+    line, data = encode_video(video, settings)
+    assert (line.bad, line.sha256, data) == (why, None, b"")
+    assert "VIDEO_FILE_BYTES" in str(differs(replace(whole, file_size=most + 1), clip))
 
 
 def refuse(path, reason):
