@@ -48,7 +48,8 @@ from recres.datasets import Video, ucf101
 from recres.errors import InputError
 from recres.video import augment
 from recres.video.decode import sample_video
-from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
+from recres.video.frame_index import Settings
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
 from recres.video.prefetch import Prefetcher
 
 TURNS = 5

@@ -30,14 +30,8 @@ from recres.datasets import Video, ucf101
 from recres.errors import InputError
 from recres.files import write_json
 from recres.video.decode import VideoError
-from recres.video.frame_store import (
-    CODECS,
-    FrameStore,
-    FrameStoreWriter,
-    Line,
-    Settings,
-    encode_video,
-)
+from recres.video.frame_index import CODECS, Line, Settings
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
 from recres.video.processes import in_processes
 from tensorlite.io import one_line
 

@@ -37,14 +37,8 @@ from recres.commands import bar
 from recres.datasets import ucf101
 from recres.errors import InputError
 from recres.video.decode import VideoError, check_file, iter_frames
-from recres.video.frame_store import (
-    FrameStore,
-    Line,
-    Settings,
-    differs,
-    file_state,
-    kept_indices,
-)
+from recres.video.frame_index import Line, Settings, differs, file_state, kept_indices
+from recres.video.frame_store import FrameStore
 from recres.video.prefetch import Prefetcher
 from recres.video.processes import in_processes
 

@@ -36,7 +36,8 @@ from recres.tables import render
 from recres.tables.results import Entry, Row, Table
 from recres.tables.runner import read_plan, read_result
 from recres.video.decode import sample_video
-from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
+from recres.video.frame_index import Settings
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
 from tensorlite import nn
 from tensorlite.io import FormatError, load_arrays, save_safetensors
 from tensorlite.optim import Adam

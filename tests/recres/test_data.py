@@ -26,7 +26,8 @@ from recres.errors import InputError
 from recres.loader import Chunk, FrameLoader
 from recres.video import frame_store
 from recres.video.decode import sample_video
-from recres.video.frame_store import FrameStore, FrameStoreWriter, Line, Settings, encode_video
+from recres.video.frame_index import Line, Settings
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
 from recres.video.prefetch import Prefetcher
 from recres.video.processes import in_processes
 from recres.video.source import FrameSource

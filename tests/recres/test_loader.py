@@ -11,7 +11,8 @@ from recres.errors import InputError
 from recres.loader import FrameLoader, Videos, describe_updates, plan_epoch
 from recres.video import augment
 from recres.video.decode import VideoError
-from recres.video.frame_store import FrameStoreWriter, Settings, encode_video
+from recres.video.frame_index import Settings
+from recres.video.frame_store import FrameStoreWriter, encode_video
 
 
 def options(root, **values):

@@ -23,7 +23,8 @@ from recres.rehearsal import Enough, opened
 from recres.runs import read_json, read_metrics
 from recres.video import source as sources
 from recres.video.decode import VideoError
-from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
+from recres.video.frame_index import Settings
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
 from recres.video.prefetch import Prefetcher
 from recres.video.source import FrameSource
 from recres.workers import PLACES, WorkerDied, WorkerLoader

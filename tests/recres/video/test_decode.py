@@ -17,15 +17,10 @@ import recres
 from recres import limits
 from recres.datasets import Video
 from recres.errors import InputError
-from recres.video import decode, frame_store
+from recres.video import decode, frame_index
 from recres.video.decode import VideoError, iter_frames, read_frames, sample_video
-from recres.video.frame_store import (
-    FrameStore,
-    FrameStoreWriter,
-    Settings,
-    differs,
-    encode_video,
-)
+from recres.video.frame_index import Settings, differs
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
 
 
 @pytest.fixture
@@ -119,7 +114,7 @@ def test_a_file_that_is_too_large_is_not_read(clip, monkeypatch):
     whole, _ = encode_video(video, settings)
     with open(clip, "ab") as file:
         file.write(b"\0")
-    monkeypatch.setattr(frame_store.hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
+    monkeypatch.setattr(frame_index.hashlib, "file_digest", lambda *_: pytest.fail("it was read"))
     why = f"{most + 1} bytes, more than the {most} of recres.limits.VIDEO_FILE_BYTES"
     refuse(clip, why)
     line, data = encode_video(video, settings)

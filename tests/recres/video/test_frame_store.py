@@ -19,14 +19,8 @@ from recres.datasets import Video
 from recres.errors import InputError
 from recres.video import frame_store
 from recres.video.decode import VideoError, sample_video
-from recres.video.frame_store import (
-    FrameStore,
-    FrameStoreWriter,
-    Line,
-    Settings,
-    encode_video,
-    kept_indices,
-)
+from recres.video.frame_index import Line, Settings, kept_indices
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
 from recres.video.sample import sample_indices
 
 LENGTHS = (30, 12, 3, 1)

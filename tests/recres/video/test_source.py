@@ -15,7 +15,8 @@ from recres.video import source as module
 from recres.video.decode import VideoError
 from recres.video.dynamic import sample_dynamic
 from recres.video.flow import sample_flow
-from recres.video.frame_store import FrameStore, FrameStoreWriter, Settings, encode_video
+from recres.video.frame_index import Settings
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
 from recres.video.source import FrameSource
 
 LENGTHS = (30, 12, 3, 1)
