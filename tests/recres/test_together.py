@@ -104,7 +104,8 @@ def test_a_process_that_alone_is_asked_to_stop_says_so(monkeypatch, capsys):
         monkeypatch.setattr(one, "all_end", lambda alone=alone: not alone)
         assert commands.run(train.parser(), lambda _: train._follow(one), []) == 130
         said = capsys.readouterr().err.split("\n")
-        assert ("rank 1 of 3 was asked to stop, and all stop" in said) == alone
+        assert ("rank 1 of 3 was asked to stop, and all stop; go on with: mpiexec -n 3 python -m "
+                "recres.train --resume x" in said) == alone
 
 
 @pytest.mark.parametrize("nccl", [None, SimpleNamespace(available=False)])
