@@ -292,7 +292,7 @@ def _killed(work: Path, root: Path, processes: int, kills: int, deadline: float,
         while counts.kills.total() < kills and time.monotonic() < deadline:
             killer.run(f"run-{counts.runs + 1}", kills - counts.kills.total(), deadline, progress)
     done = counts.kills.total()
-    what = ", ".join(f"{name} {count}" for name, count in sorted(counts.kills.items()))
+    what = ", ".join(f"{name} {count}" for name, count in sorted(counts.kills.items())) or "none"
     return (f"{done} kills{'' if done == kills else f' (of {kills}: the time was over)'} of "
             f"{processes}-process runs in {time.monotonic() - began:.0f} s ({what}; {counts.midst} "
             f"between the first and the last update, {counts.writing} while a file was being "

@@ -48,8 +48,9 @@ class Estimate:
     measured: updates that the time of one comes from; waited: their share that was spent waiting
     for data. reading: of the videos, features: making those that are kept, epoch: training alone,
     evaluation: on held-out videos, an epoch, test: at the end; checkpoints are written beside it.
-    memory: of all processes, those that load too, at their peaks; gpu: of the device, None on the
-    CPU. disk: in the run's folder and the store.
+    memory: of all processes, those that load too, at their peaks; frames: that will come into it,
+    at most, as more of them are kept; gpu: of the device, None on the CPU. disk: in the run's
+    folder and the store.
     """
 
     epochs: float
@@ -63,6 +64,7 @@ class Estimate:
     evaluation: float
     test: float
     memory: int
+    frames: int
     gpu: int | None
     disk: int
 
@@ -266,6 +268,7 @@ def rehearse(options: Config, log: Callable[[str], object], seconds: float = SEC
             evaluation=evaluated * counts["holdout"],
             test=evaluated * chunks_to_assess(job.whole, "test"),
             memory=_memory(job),
+            frames=processes.size * job.whole.source.yet_to_keep,
             gpu=_gpu_bytes(options.device),
             # (for a moment there is one checkpoint more; and the best model)
             disk=(options.keep + 2) * checkpoint + job.missing)
@@ -310,6 +313,8 @@ def describe(estimate: Estimate, options: Config, target: Path) -> Iterator[str]
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     whose = f"in {options.processes} processes" if options.processes > 1 else "at its peak"
     rows["memory"] = f"{e.memory / 1e9:.2f} GB {whose}, of {available / 1e9:.1f} GB"
+    if e.frames:
+        rows["memory"] += f"; frames that will be kept in it: up to {e.frames / 1e9:.2f} GB more"
     if e.gpu is not None:
         rows["memory"] += f"; {e.gpu / 1e9:.2f} GB on {options.device}"
     free = free_bytes(target)

@@ -135,7 +135,7 @@ def _train(args: argparse.Namespace, argv: Sequence[str] | None, processes: Proc
     else:
         run = Run.open(args.resume) if args.resume else Run.latest()
         _refuse_changes(run, args)
-        if run.config.processes != processes.size:
+        if run.config.processes != processes.size and run.result is None:
             raise InputError(f"{run.path}: a run of {run.config.processes} processes, and that "
                              f"cannot change: expected mpiexec -n {run.config.processes}, not "
                              f"{processes.size}")

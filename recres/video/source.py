@@ -147,6 +147,14 @@ class FrameSource:
         yet."""
         return not self._dropped if self.store is None else self._fits
 
+    @property
+    def yet_to_keep(self) -> int:
+        """Bytes of frames, at most, that will still come into memory beside those that are kept."""
+        if self.store is not None:
+            return self.store.decoded_bytes(self.videos) - self._bytes if self._fits else 0
+        done = self._dropped or len(self._kept) >= len(self.videos)
+        return 0 if done else self.max_bytes - self._bytes
+
     def _get(self, key: tuple[int, bool]) -> np.ndarray:
         with self._lock:
             if key in self._kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -171,7 +172,12 @@ def test_a_loss_that_is_not_finite_ends_all_or_is_left_out_by_all(options, tmp_p
 
 
 def test_another_number_of_processes_cannot_go_on(undisturbed, tmp_path, capsys):
-    assert train.main(["--resume", str(undisturbed)]) == 2
+    assert train.main(["--resume", str(undisturbed)]) == 0
+    assert "complete, video error" in capsys.readouterr().out
+    begun = tmp_path / "begun"
+    shutil.copytree(undisturbed, begun)
+    (begun / "result.json").unlink()
+    assert train.main(["--resume", str(begun)]) == 2
     assert "a run of 2 processes, and that cannot change" in capsys.readouterr().err
     ended, _ = run(2, "nothing", "--out", str(tmp_path), "--bogus")
     assert ended.returncode == 2

@@ -62,7 +62,9 @@ def test_it_counts_up_to_the_whole(quick, tiny, figures_root):
     assert found.updates == 4 and found.epochs == 3 and found.measured >= 3
     assert found.epoch == pytest.approx(4 * found.update)
     assert found.whole == pytest.approx(found.reading + 3 * found.an_epoch + found.test)
-    assert found.gpu is None and found.memory > 50e6 and found.features == 0
+    assert found.gpu is None and found.memory > 50e6 and found.features == found.frames == 0
+    found = rehearse(config.replace(options, workers=1), str, seconds=0)
+    assert found.frames > 50e6  # a worker begins with nothing
     found = rehearse(config.replace(options, update_fraction=1.0), str)
     assert found.updates == 1 and found.epoch == found.update
     found = rehearse(config.replace(options, updates=10), str)

@@ -113,6 +113,25 @@ def test_scan_counts_and_keeps(videos, decoded, workers):
     assert sorted(decoded) == ["1.avi", "12.avi", "3.avi", "30.avi"]
 
 
+def test_it_knows_how_much_is_yet_to_come_into_memory(videos, stored):
+    """Of videos at most what there is room for: how large their frames are is not known."""
+    source = FrameSource(videos, step=10, context=2, max_bytes=10 * FRAME)
+    assert source.yet_to_keep == 10 * FRAME
+    source.frames(0)
+    assert source.yet_to_keep == 7 * FRAME
+    source.scan()
+    assert source.yet_to_keep == 0
+    small = FrameSource(videos, step=10, context=2, max_bytes=4 * FRAME)
+    small.scan()
+    assert small.yet_to_keep == 0
+    store = stored()
+    large = FrameSource(videos, 10, 2, 10**9, store=store)
+    whole = large.yet_to_keep
+    assert whole == store.decoded_bytes(videos) > 0
+    assert whole - large.frames(0).nbytes == large.yet_to_keep
+    assert FrameSource(videos, 10, 2, FRAME, store=store).yet_to_keep == 0
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_scan_stops_at_the_first_bad_video_or_notes_them(videos, workers):
     videos[1].path.unlink()
