@@ -182,6 +182,9 @@ class Interrupts:
         finally:
             self._deferring = before
 
+    def updated(self) -> None:
+        """Called after every update: one that counts them may ask for the end."""
+
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
         """Within it, though it is in `deferred`, nothing is put off, nor what was before."""

@@ -88,10 +88,8 @@ class Enough(Interrupts):
         self.seconds, self.least, self.signalled = seconds, least, False
         self.updates, self._since = 0, 0.0
 
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """See `Interrupts`; here it counts."""
-        yield
+    def updated(self) -> None:
+        """See `Interrupts`."""
         self.updates += 1
         if self.updates == 1:
             self._since = time.monotonic()

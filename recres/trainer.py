@@ -203,8 +203,8 @@ class Trainer:
                    disable=True if self.processes.rank else None,
                    desc=f"epoch {progress.epoch + 1}/{self.epochs}") as self._bar):
             for update in updates:
-                with self.interrupts.deferred():
-                    self._update(update, inputs)
+                self._update(update, inputs)
+                self.interrupts.updated()
                 self._check()
                 self._heed_interrupts()
                 self._save_now_and_then()

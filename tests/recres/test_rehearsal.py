@@ -170,14 +170,14 @@ def test_enough(monkeypatch):
     monkeypatch.setattr(rehearsal.time, "monotonic", lambda: now[0])
     stop, asked = Enough(seconds=5.0, least=3), []
     for _ in range(7):
-        with stop.deferred():
-            now[0] += 2.0
+        now[0] += 2.0
+        stop.updated()
         asked.append(stop.requested)
     assert asked == [False] * 3 + [True] * 4  # so many at least, and so many seconds
     stop, asked = Enough(seconds=0.0, least=3), []
     for _ in range(5):
-        with stop.deferred():
-            now[0] += 2.0
+        now[0] += 2.0
+        stop.updated()
         asked.append(stop.requested)
     assert asked == [False] * 2 + [True] * 3
 
