@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -63,14 +64,22 @@ def refuse_difference(loaders: dict[str, Loader], batches: Batches) -> None:
 
 def time_all(loaders: dict[str, Loader], batches: Batches, turns: int) -> list[dict[str, Any]]:
     """Each loader's frames a second and its ratio to the first's; they take turns."""
-    rates: dict[str, list[float]] = {name: [] for name in loaders}
-    for turn in range(turns):
-        for name in list(loaders)[:: -1 if turn % 2 else 1]:
-            rates[name].append(frames_a_second(loaders[name], batches))
-    first = rates[next(iter(loaders))]
+    rates = in_turns([partial(frames_a_second, loader, batches) for loader in loaders.values()],
+                     turns)
     return [{"group": "batches", "name": name, "difference": None, "frames_s": median(found),
-             "ratio": median(a / b for a, b in zip(found, first, strict=True))}
-            for name, found in rates.items()]
+             "ratio": median(a / b for a, b in zip(found, rates[0], strict=True))}
+            for name, found in zip(loaders, rates, strict=True)]
+
+
+def in_turns(sides: Sequence[Callable[[], float]], turns: int,
+             done: Callable[[], object] = lambda: None) -> list[list[float]]:
+    """What each side gives in each turn: A B, B A, and so on. `done` is called after each."""
+    rates: list[list[float]] = [[] for _ in sides]
+    for turn in range(turns):
+        for i in range(len(sides))[:: -1 if turn % 2 else 1]:
+            rates[i].append(sides[i]())
+            done()
+    return rates
 
 
 def frames_a_second(loader: Loader, batches: Batches) -> float:

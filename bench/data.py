@@ -218,12 +218,9 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
              for row in listed_rows]
     differences = [difference(row, listed_rows[i], videos)
                    for row, i in zip(listed_rows, first, strict=True)]
-    rates: list[list[float]] = [[] for _ in listed_rows]
     with bar("measuring", "pass", TURNS * len(listed_rows)) as shown:
-        for turn in range(TURNS):
-            for i in range(len(listed_rows))[:: -1 if turn % 2 else 1]:
-                rates[i].append(frames_a_second(listed_rows[i], videos, args.threads))
-                shown.update()
+        rates = batches.in_turns([partial(frames_a_second, row, videos, args.threads)
+                                  for row in listed_rows], TURNS, shown.update)
     return [{"group": row.group, "name": row.name, "difference": found,
              "frames_s": median(rates[i]),
              "ratio": median(a / b for a, b in zip(rates[i], rates[first[i]], strict=True))}

@@ -63,11 +63,16 @@ class Progress:
             raise ValueError(f"no counters of a run: {self}")
 
 
+def arrays_of(model: Module, optimizer: Optimizer) -> Arrays:
+    """Copies of the parameters, buffers and moments, by the names that they have in a file."""
+    return ({f"model/{name}": array for name, array in model.state_dict().items()}
+            | {f"optimizer/{name}": array for name, array in optimizer.state_dict().items()})
+
+
 def snapshot(model: Module, optimizer: Optimizer, progress: Progress,
              scaler: LossScaler | None = None) -> tuple[Arrays, dict[str, str]]:
     """Copies of all that training goes on from, as the arrays and metadata of a checkpoint."""
-    arrays = {f"model/{name}": array for name, array in model.state_dict().items()}
-    arrays |= {f"optimizer/{name}": array for name, array in optimizer.state_dict().items()}
+    arrays = arrays_of(model, optimizer)
     if scaler is not None:
         arrays |= {f"scaler/{name}": array for name, array in scaler.state_dict().items()}
     return arrays, {"format": FORMAT, "progress": json.dumps(asdict(progress))}

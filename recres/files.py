@@ -8,30 +8,29 @@ function returns.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from recres import limits
 from recres.errors import InputError
-from tensorlite.io import flush_folder, replacing
+from tensorlite.io import flush_folder, write_bytes
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """The content of a small file. InputError where there is none, or more than TEXT_BYTES."""
     try:
         # (the name might be another file's a moment later: what is opened is looked at)
-        with open(path, "rb", opener=at_once) as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise InputError(f"{os.fspath(path)}: not a file")
-            if about.st_size > limits.TEXT_BYTES:
-                raise InputError(f"{os.fspath(path)}: {about.st_size} bytes, more than the "
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limits.TEXT_BYTES:
+                raise InputError(f"{os.fspath(path)}: {size} bytes, more than the "
                                  f"{limits.TEXT_BYTES} of recres.limits.TEXT_BYTES")
-            return file.read(about.st_size)
+            return file.read(size)
     except (OSError, ValueError) as error:
         raise _refusal(path, error) from None
 
@@ -45,9 +44,17 @@ def _refusal(path: str | os.PathLike[str], error: Exception) -> InputError:
     return InputError(f"{os.fspath(path)}: {getattr(error, 'strerror', None) or error}")
 
 
-def at_once(path: str, flags: int) -> int:
-    """An opener that does not wait for the other end of a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
+@contextlib.contextmanager
+def open_regular(path: str | os.PathLike[str], buffering: int = -1) -> Iterator[IO[bytes]]:
+    """A file, open to be read, without waiting for the other end of a pipe. InputError where it is
+    no regular file; else raises as `open`."""
+    def at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", buffering, opener=at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise InputError(f"{os.fspath(path)}: not a file")
+        yield file
 
 
 def refuse_links(paths: Iterable[Path]) -> None:
@@ -89,11 +96,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; the file appears whole, and is on disk, or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     try:
-        with replacing(path) as beside, open(beside, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        flush_folder(path.parent)
+        write_bytes(path, f"{text}\n".encode())
     except OSError as error:  # "no space left" alone does not say where
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -114,9 +117,7 @@ def lines_of(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """The lines of a log of any length, one at a time, but for those longer than TEXT_BYTES. Raises
     InputError as `read_bytes` does."""
     try:
-        with open(path, "rb", opener=at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise InputError(f"{os.fspath(path)}: not a file")
+        with open_regular(path) as file:
             while line := file.readline(limits.TEXT_BYTES + 1):
                 if len(line) > limits.TEXT_BYTES:
                     raise InputError(f"{os.fspath(path)}: a line of more than {limits.TEXT_BYTES} "

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from recres.checkpoint import arrays_of
 from recres.commands import RunFailed
 from recres.evaluation import chunk_labels
 from recres.files import write_json
@@ -154,9 +155,8 @@ class Guard:
         """Write all that the update is made from; says where, or why not."""
         trainer = self.trainer
         path = trainer.run.path / f"nonfinite-{line['update']}.json"
-        arrays = {f"model/{name}": array for name, array in trainer.model.state_dict().items()}
-        state = trainer.optimizer.state_dict() | {"lr": np.array(line["learning_rate"], np.float64)}
-        arrays |= {f"optimizer/{name}": array for name, array in state.items()}
+        arrays = arrays_of(trainer.model, trainer.optimizer)
+        arrays["optimizer/lr"] = np.array(line["learning_rate"], np.float64)
         for i, batch in enumerate(loaded):
             arrays |= {f"inputs/{i}": batch.inputs, f"labels/{i}": batch.labels}
             arrays |= {f"arguments/{i}/{name}": np.asarray(value)

@@ -90,15 +90,13 @@ class Videos:
         self._chunks: dict[int, list[Chunk]] = {}
         number = 0
         for place, count in self.counts.items():
-            whole = config.features or config.sampling == "segments"
-            starts = (0,) if whole else chunk_starts(count, config.context)
+            starts = (0,) if _one_chunk(config) else chunk_starts(count, config.context)
             self._chunks[place] = [Chunk(number + i, place, s) for i, s in enumerate(starts)]
             number += len(starts)
 
     def _check_counts(self) -> None:
         """InputError for more chunks than can be listed, or more frames than a store has."""
-        whole = self.config.features or self.config.sampling == "segments"
-        chunks = sum(1 if whole else -(-count // self.config.context)
+        chunks = sum(1 if _one_chunk(self.config) else -(-count // self.config.context)
                      for count in self.counts.values())
         if chunks > limits.CHUNKS:
             raise InputError(f"{self.config.root}: {chunks} chunks, more than the {limits.CHUNKS} "
@@ -148,6 +146,11 @@ def other_frames(video: Video, there: int, before: str) -> VideoError:
     """What to say of a video that has other frames than were found in it before."""
     return VideoError(video.path, f"has {there} sampled frames, but had {before} when they were "
                                   "counted (videos.json)")
+
+
+def _one_chunk(config: Config) -> bool:
+    """Whether every video is one chunk, however many frames it has."""
+    return bool(config.features) or config.sampling == "segments"
 
 
 def frame_indices(chunk: Chunk, count: int, config: Config,

@@ -9,14 +9,13 @@ from __future__ import annotations
 import csv as csv_format
 import io
 import json
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from recres.tables.results import Table
-from tensorlite.io import replacing
+from tensorlite.io import replacing, write_bytes
 
 _LEFT = ("ours", "error is")  # columns of numbers with a text after them, which align so
 WIDTH = 100  # of running text and of long reasons in the terminal
@@ -105,10 +104,7 @@ def write(table: Table, folder: Path) -> list[str]:
     for suffix, content in ((".md", markdown(table)), (".json", to_json(table)),
                             (".csv", csv(table))):
         name = f"table-{table.number}{suffix}"
-        with replacing(folder / name) as beside, open(beside, "w", encoding="utf-8") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        write_bytes(folder / name, content.encode())
         names.append(name)
     try:
         picture(table, folder / f"table-{table.number}.png")

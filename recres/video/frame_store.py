@@ -24,7 +24,6 @@ import fcntl
 import json
 import os
 import re
-import stat
 import threading
 import zlib
 from collections.abc import Iterable, Sequence
@@ -40,7 +39,7 @@ import numpy as np
 from recres import limits
 from recres.datasets import Video
 from recres.errors import InputError
-from recres.files import append, at_once, refuse_links, write_json
+from recres.files import append, open_regular, refuse_links, write_json
 from recres.video.decode import VideoError, check_bytes, iter_frames
 from recres.video.frame_index import (
     FORMAT,
@@ -272,13 +271,10 @@ class FrameStore:
     def _read(self, line: Line, begin: int, end: int) -> bytes:
         path = self.shard(line.shard)
         try:
-            with open(path, "rb", buffering=0, opener=at_once) as file:
-                about = os.fstat(file.fileno())
-                if not stat.S_ISREG(about.st_mode):
-                    raise InputError(f"{path}: not a file")
-                if about.st_size < line.end:  # before as much memory is asked for
-                    raise self._damaged(line, f"they end at byte {line.end}, the file at "
-                                              f"{about.st_size}")
+            with open_regular(path, buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < line.end:  # before as much memory is asked for
+                    raise self._damaged(line, f"they end at byte {line.end}, the file at {size}")
                 file.seek(line.offset + begin)
                 parts, left = [], end - begin
                 while left and (part := file.read(left)):
