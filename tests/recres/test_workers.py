@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import pickle
@@ -59,7 +60,8 @@ def children(pid: int | str = "self") -> set[int]:
     """The processes that a process has started, without those that have ended."""
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found |= set(map(int, (task / "children").read_text().split()))
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            found |= set(map(int, (task / "children").read_text().split()))
     return {child for child in found if alive(child)}
 
 
