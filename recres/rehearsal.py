@@ -25,7 +25,7 @@ from recres import build, commands, limits, summary
 from recres.commands import Interrupted, Interrupts, RunFailed
 from recres.config import Config
 from recres.errors import InputError
-from recres.evaluation import CHUNKS_AT_ONCE, chunks_to_assess, score
+from recres.evaluation import CHUNKS_AT_ONCE, own_batches, score
 from recres.feature_store import FeatureStore, free_bytes
 from recres.loader import FrameLoader, Loader, Videos, describe_updates
 from recres.models import VideoResNet
@@ -131,8 +131,9 @@ class Rehearsal(Job):
         began = time.perf_counter()
         self.whole = super().videos()
         self.reading = time.perf_counter() - began
-        chunks = BATCHES * self.options.batch * self.options.processes
-        return some_videos(self.whole, chunks) if self.few else self.whole
+        processes = self.options.processes
+        return self.whole if not self.few else some_videos(
+            self.whole, BATCHES * self.options.batch * processes, 4 * processes)
 
     def make_features(self, store: FeatureStore, network: VideoResNet,
                       frames: FrameLoader) -> None:
@@ -187,6 +188,7 @@ def follow(run: Run, options: Config, processes: Processes) -> None:
         commands.use_machine(options.threads, job.config.device)
         trainer, _, _ = job.open()
         stop.train(trainer)
+        _evaluation(trainer, trainer.videos, trainer.loader)
         _memory(job)
 
 
@@ -199,9 +201,9 @@ def _memory(job: Job) -> int:
     return int(job.processes.total(own + loading))
 
 
-def some_videos(videos: Videos, chunks: int) -> Videos:
-    """`videos` with so many of the training side that they have this many chunks, or all, and four
-    of the others."""
+def some_videos(videos: Videos, chunks: int, others: int) -> Videos:
+    """`videos` with so many of the training side that they have this many chunks, or all, and so
+    many of each of the others."""
     few, found = copy.copy(videos), 0
     training = []
     for place in videos.sides["train"]:
@@ -209,8 +211,8 @@ def some_videos(videos: Videos, chunks: int) -> Videos:
             break
         training.append(place)
         found += len(side_of(videos, "train", [place]).chunks("train"))
-    few.sides = {"train": tuple(training), "holdout": videos.sides["holdout"][:4],
-                 "test": videos.sides["test"][:4]}
+    few.sides = {"train": tuple(training), "holdout": videos.sides["holdout"][:others],
+                 "test": videos.sides["test"][:others]}
     return few
 
 
@@ -252,8 +254,7 @@ def rehearse(options: Config, log: Callable[[str], object], seconds: float = SEC
         times = [(line["data_time"], line["compute_time"], line["chunks"]) for line in lines]
         spent = sum(data + compute for data, compute, _ in times)
         chunk = spent / sum(chunks for *_, chunks in times)
-        side = "holdout" if job.whole.sides["holdout"] else "test"
-        evaluated = _evaluation(trainer, trainer.videos, trainer.loader, side)
+        evaluated = _evaluation(trainer, trainer.videos, trainer.loader)
         counts = {name: len(job.whole.chunks(name)) for name in job.whole.sides}
         updates = describe_updates(counts["train"], options)
         total = total_updates(counts["train"], options)
@@ -263,8 +264,9 @@ def rehearse(options: Config, log: Callable[[str], object], seconds: float = SEC
             update=chunk * counts["train"] / updates["updates"], measured=len(lines),
             waited=sum(data for data, *_ in times) / spent, reading=job.reading,
             features=job.features, epoch=chunk * counts["train"],
-            evaluation=evaluated * counts["holdout"],
-            test=evaluated * chunks_to_assess(job.whole, "test"),
+            evaluation=evaluated * _own_chunks(job.whole, "holdout", processes),
+            test=(evaluated * _own_chunks(job.whole, "test", processes)
+                  * (2 if job.whole.split.pairs else 1)),  # and backwards
             memory=_memory(job),
             frames=processes.size * job.whole.source.yet_to_keep,
             gpu=_gpu_bytes(options.device),
@@ -272,19 +274,26 @@ def rehearse(options: Config, log: Callable[[str], object], seconds: float = SEC
             disk=(options.keep + 2) * checkpoint + job.missing)
 
 
-def _evaluation(trainer: Trainer, videos: Videos, loader: Loader, side: str) -> float:
-    """Seconds that evaluating a chunk takes: of two videos, or as many more as fill two batches (of
-    one, loading would not go on beside computing as it does in a run), after two others."""
+def _evaluation(trainer: Trainer, videos: Videos, loader: Loader) -> float:
+    """Seconds that evaluating takes for each chunk that falls to this process: of two videos, or as
+    many more as fill two batches for every process (of one, loading would not go on beside
+    computing as it does in a run), after two others."""
+    side, processes = "holdout" if videos.sides["holdout"] else "test", trainer.processes
     places, count = videos.sides[side], 2
-    while (count < len(places)
-           and len(side_of(videos, side, places[:count]).chunks(side)) < 2 * CHUNKS_AT_ONCE):
+    while (count < len(places) and len(side_of(videos, side, places[:count]).chunks(side))
+           < 2 * CHUNKS_AT_ONCE * processes.size):
         count += 1
     for chosen in (places[count : count + 2] or places[:2], places[:count]):
         part = side_of(videos, side, chosen)
         began = time.perf_counter()
-        score(trainer.model, loader, part, side)
+        score(trainer.model, loader, part, side, processes=processes)
         seconds = time.perf_counter() - began
-    return seconds / len(part.chunks(side))
+    return seconds / max(1, _own_chunks(part, side, processes))
+
+
+def _own_chunks(videos: Videos, side: str, processes: Processes) -> int:
+    """How many chunks this process evaluates of a side."""
+    return sum(map(len, own_batches(videos.chunks(side), processes)))
 
 
 def _gpu_bytes(device: str) -> int | None:

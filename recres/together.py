@@ -71,6 +71,12 @@ def own_device(device: str, processes: Processes) -> str:
     return chosen
 
 
+def share_network(processes: Processes, network: nn.Module) -> None:
+    """Overwrite all parameters and buffers with those of rank 0."""
+    processes.share_arrays({name: p.data for name, p in network.named_parameters()}
+                           | dict(network.named_buffers()))
+
+
 class Together:
     """The part of one of `processes` in the training of `model`."""
 
@@ -93,8 +99,7 @@ class Together:
         progress, states = self.processes.share((progress, [part.state_dict() for part in parts]))
         for part, state in zip(parts, states, strict=True):
             part.load_state_dict(state)
-        named = {name: p.data for name, p in self.model.named_parameters()}
-        self.processes.share_arrays(named | dict(self.model.named_buffers()))
+        share_network(self.processes, self.model)
         return progress
 
     def share(self, batches: Sequence[Sequence[Chunk]]) -> Sequence[Sequence[Chunk]]:

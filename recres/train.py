@@ -26,7 +26,7 @@ from recres.models import VideoResNet
 from recres.models.sequence import SequenceModel
 from recres.runs import RUNS, Run
 from recres.scores import write_scores
-from recres.together import own_device
+from recres.together import own_device, share_network
 from recres.trainer import Follower, Trainer
 from recres.video.source import FrameSource
 from recres.workers import WorkerDied, WorkerLoader
@@ -213,11 +213,10 @@ class Job:
                 self.log(f"resumed   after update {trainer.progress.update}, in epoch "
                          f"{trainer.progress.epoch + 1}")
             trainer.train()
-            if not self.processes.rank:
-                # What is kept of flow or dynamic images cannot be played backwards.
-                self._finish(trainer, trainer.loader if self.config.input == "frames" else frames)
-                if store is not None and self.config.store is None:
-                    store.remove()
+            # What is kept of flow or dynamic images cannot be played backwards.
+            self._finish(trainer, trainer.loader if self.config.input == "frames" else frames)
+            if not self.processes.rank and store is not None and self.config.store is None:
+                store.remove()
             self.processes.wait()
 
     def close(self) -> None:
@@ -250,8 +249,7 @@ class Job:
         if not processes.rank:
             self._begin(network, model)
         start = processes.share(run.about.get("model"))
-        processes.share_arrays({name: p.data for name, p in network.named_parameters()}
-                               | dict(network.named_buffers()))
+        share_network(processes, network)
         network.to(config.device)
         model.to(config.device)
         frames = FrameLoader(videos.source, config, start["input"])
@@ -301,14 +299,19 @@ class Job:
 
     def _finish(self, trainer: Trainer, loader: Loader) -> None:
         """Test the best model, and write what is to be kept of the run."""
-        config, path, videos = self.config, self.run.path, trainer.videos
+        config, path, videos, model = self.config, self.run.path, trainer.videos, trainer.model
+        if self.processes.rank:
+            share_network(self.processes, model)
+            assess(model, loader, videos, "test", processes=self.processes)
+            return
         best = trainer.progress.best
         assert best is not None
         arrays, _ = checkpoint.load_model(path / "best.safetensors")
-        checkpoint.restore_model(path / "best.safetensors", trainer.model, arrays)
+        checkpoint.restore_model(path / "best.safetensors", model, arrays)
+        share_network(self.processes, model)
         with bar(f"testing epoch {best['epoch']}", "chunk",
                  chunks_to_assess(videos, "test")) as progress:
-            errors, scores = assess(trainer.model, loader, videos, "test", progress.update)
+            errors, scores = assess(model, loader, videos, "test", progress.update, self.processes)
         write_scores(path / "scores.npz", scores, videos.split.classes, config.data, config.split)
         written = ["result.json", "scores.npz", *_draw(path, scores, videos.split, self.log)]
         write_json(path / "result.json", summary.result(

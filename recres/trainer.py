@@ -32,6 +32,7 @@ from recres.config import Config
 from recres.evaluation import chunk_labels, score
 from recres.guard import Guard
 from recres.loader import Chunk, Loader, Videos, plan_epoch, prefetch, updates_an_epoch
+from recres.metrics import Scores
 from recres.runs import MetricsLog, Run, read_metrics
 from recres.tensorboard import Events
 from recres.together import Together
@@ -333,7 +334,13 @@ class Trainer:
         return next(self.model.parameters()).device
 
     def _evaluate(self) -> None:
-        """Evaluate on the held-out groups; keep the model if it is the best so far."""
+        """Evaluate on the held-out groups, if there are any."""
+        self._evaluated(score(self.model, self.loader, self.videos, "holdout",
+                              processes=self.processes)
+                        if self.videos.sides["holdout"] else None)
+
+    def _evaluated(self, scores: Scores | None) -> None:
+        """Log an epoch and what came out; keep the model if it is the best so far."""
         progress, epoch = self.progress, self.progress.epoch + 1
         lines = [line for line in read_metrics(self.run.path / "metrics.jsonl")
                  if line["epoch"] == epoch]
@@ -344,8 +351,7 @@ class Trainer:
         text = f"epoch {epoch:3}/{self.epochs}  loss {loss:.4f}"
         found: dict[str, Any] = {"epoch": epoch, "update": progress.update, "training_loss": loss}
         best = True
-        if self.videos.sides["holdout"]:
-            scores = score(self.model, self.loader, self.videos, "holdout")
+        if scores is not None:
             if not math.isfinite(scores.loss):
                 raise RunFailed(f"epoch {epoch}: the held-out loss is {scores.loss}")
             found |= {"video_error": scores.video_error, "chunk_error": scores.chunk_error,
@@ -363,8 +369,8 @@ class Trainer:
 
 
 class Follower(Trainer):
-    """The trainer of every process but that of rank 0: it makes the same updates, and writes
-    nothing."""
+    """The trainer of every process but that of rank 0: it makes the same updates and its part of
+    the evaluations, and writes nothing."""
 
     def _open(self) -> None:
         pass
@@ -391,7 +397,7 @@ class Follower(Trainer):
                 scale: float = 1.0) -> None:
         self.together.leave_out()  # if rank 0 does: otherwise it ends the run
 
-    def _evaluate(self) -> None:
+    def _evaluated(self, scores: Scores | None) -> None:
         pass
 
 

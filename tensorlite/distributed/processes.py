@@ -63,6 +63,10 @@ class Processes:
         """The sum over ranks of a number, or of an array on their devices."""
         return value
 
+    def everyones(self, value: Any) -> list[Any]:
+        """What each rank has as `value` (anything that can be pickled), by rank."""
+        return [value]
+
     def neighbours(self, value: Any) -> list[Any]:
         """What each rank on this machine has as `value`, by local rank."""
         return [value]
@@ -217,6 +221,9 @@ class MPIProcesses(Processes):
         sums.finish(sums.begin(result))
         return result.reshape(value.shape)
 
+    def everyones(self, value: Any) -> list[Any]:
+        return self.comm.allgather(value)
+
     def neighbours(self, value: Any) -> list[Any]:
         return self._near.allgather(value)
 
@@ -224,7 +231,7 @@ class MPIProcesses(Processes):
         named = {**{n: p.data for n, p in model.named_parameters()}, **dict(model.named_buffers())}
         mine = {name: zlib.crc32(np.ascontiguousarray(to_device(array, "cpu")).data)
                 for name, array in named.items()}
-        everyones = self.comm.allgather(mine)
+        everyones = self.everyones(mine)
         for rank, theirs in enumerate(everyones):
             for name in mine:
                 if theirs[name] != everyones[0][name]:

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recres import checkpoint, config, data, evaluate, lr_finder, predict, train
+from recres import checkpoint, config, data, evaluate, evaluation, lr_finder, predict, train
 from recres.checkpoints import NEWEST
 from recres.datasets.figures import __main__ as figures
 from recres.loader import Chunk, describe_updates, plan_epoch, share
 from recres.runs import read_metrics
+from recres.scores import read_scores
 from recres.tables import __main__ as tables
 from tests.recres.test_trainer import assert_same_run
 from tests.recres.test_workers import alive, wait_until
@@ -89,6 +90,17 @@ def test_training_together_is_training_alone(processes, trained, tiny, tmp_path)
     for name in ("loss", "gradient_norm"):
         assert np.allclose(*([line[name] for line in run[:2]] for run in (one, several)),
                            rtol=1e-5, atol=0)
+
+
+def test_evaluating_together_is_evaluating_alone(undisturbed, monkeypatch):
+    """The test of the run, which two made of the best model, bit for bit."""
+    monkeypatch.setattr(evaluation, "CHUNKS_AT_ONCE", 8)  # as in train_rank
+    assert evaluate.main([str(undisturbed), "--threads", "1"]) == 0
+    alone, together = (read_scores(undisturbed / name)
+                       for name in ("scores-test.npz", "scores.npz"))
+    assert len(alone.names) > 8
+    assert alone.names == together.names and alone.posteriors.tobytes() == (
+        together.posteriors.tobytes())
 
 
 @pytest.mark.parametrize(("what", "says"), [

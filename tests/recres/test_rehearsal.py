@@ -76,14 +76,14 @@ def test_it_predicts_the_time_of_an_epoch(quick, tiny, figures_root, monkeypatch
     load = FrameLoader.load
 
     def slow(self, chunks, epoch=None, backwards=False):
-        time.sleep(0.04 * len(chunks))
+        time.sleep(0.06 * len(chunks))
         return load(self, chunks, epoch, backwards)
 
     monkeypatch.setattr(FrameLoader, "load", slow)
     options = [*tiny, "--batch", "4"]
     args = train.parser().parse_args(options)
     found = rehearse(config.resolve(config.given(args)), str, 1.0)
-    assert found.waited > 0.3
+    assert found.waited > 0.1
     folder = quick / "run"
     assert train.main(["--out", str(folder), *options]) == 0
     lines = [line for line in read_metrics(folder / "metrics.jsonl") if line["epoch"] == 2]
@@ -111,32 +111,37 @@ def test_features_are_made_of_a_few_and_the_store_is_left_alone(quick, tiny, fig
     assert files(quick / "store") == before
 
 
-def test_evaluation_is_measured_in_batches_as_large_as_the_runs(figures_root, monkeypatch):
-    """A batch costs as much as a full one here, however few chunks are in it."""
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_evaluation_is_measured_in_batches_as_large_as_the_runs(size, figures_root, monkeypatch):
+    """A batch costs as much as a full one here, however few chunks are in it; of each round,
+    processes make one each."""
     videos = scan_videos(config.resolve({"root": str(figures_root), "threads": 1, "context": 2,
                                          "frame_step": 1}), str)
     now, measured = [0.0], []
+    processes = SimpleNamespace(rank=0, size=size)
 
-    def score(model, loader, part, side):
+    def score(model, loader, part, side, processes):
         measured.append(len(part.chunks(side)))
-        now[0] += 0.32 * -(-measured[-1] // 32)
+        now[0] += 0.32 * -(-measured[-1] // (32 * processes.size))
 
     monkeypatch.setattr(rehearsal, "score", score)
     monkeypatch.setattr(rehearsal.time, "perf_counter", lambda: now[0])
-    found = rehearsal._evaluation(SimpleNamespace(model=None), videos, None, "test")
+    found = rehearsal._evaluation(SimpleNamespace(model=None, processes=processes),
+                                  side_of(videos, "holdout", []), None)
+    found *= rehearsal._own_chunks(videos, "test", processes)
     whole = len(videos.chunks("test"))
-    assert measured[-1] >= min(64, whole) > len(side_of(videos, "test", videos.sides["test"][:2]
-                                                        ).chunks("test"))
-    assert found == pytest.approx(0.32 * -(-whole // 32) / whole, rel=0.3)
+    two = len(side_of(videos, "test", videos.sides["test"][:2]).chunks("test"))
+    assert measured[-1] >= min(64 * size, whole) > two
+    assert found == pytest.approx(0.32 * -(-whole // (32 * size)), rel=0.3)
 
 
 def test_a_few_videos(figures_root):
     options = config.resolve({"root": str(figures_root), "holdout": 0.3, "threads": 1})
     videos = scan_videos(options, str)
-    few = some_videos(videos, 5)
+    few = some_videos(videos, 5, 4)
     assert 5 <= len(few.chunks("train")) < 8
     assert len(few.sides["holdout"]) == len(few.sides["test"]) == 4
-    assert some_videos(videos, 10**9).sides["train"] == videos.sides["train"]
+    assert some_videos(videos, 10**9, 4).sides["train"] == videos.sides["train"]
     assert len(videos.sides["test"]) == 10
 
 

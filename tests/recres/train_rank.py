@@ -6,7 +6,7 @@ WHAT is "nothing", or "kill:N", "raise:N" or "stop:N" for what rank 1 does in it
 "full:N": from rank 0's checkpoint N on there is no room for one, or
 "at:WHO:PLACE": where rank 0 comes to a place of `stops`, all, rank 0 or rank 1 are asked to stop.
 
-Parameters are compared after every update."""
+Parameters are compared after every update, and every process has a part in every evaluation."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import sys
 import time
 from pathlib import Path
 
-from recres import checkpoint, together, train
+from recres import checkpoint, evaluation, together, train
 from tensorlite import distributed
 from tests.recres.stops import act_at
 
 together.CHECK_UPDATES = 1
+evaluation.CHUNKS_AT_ONCE = 8
 distributed.END_SECONDS = 1.0
 what, _, number = sys.argv[1].partition(":")
 combine, save_safetensors = together.Together.combine, checkpoint.save_safetensors
