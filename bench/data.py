@@ -5,15 +5,17 @@
 
 A frame is a sampled one, RGB, in memory; the frames that decoding passes over on the way are not
 counted. *Whole videos* are all sampled frames of a clip, as a first epoch or an evaluation has
-them. *Chunks* are --context frames of a clip drawn at random, as training has them where memory
-cannot keep all videos: decoding must read all of the clip for them, a store gives these alone.
-*Augmentation* is what a loader does to them: crop, mirror, resize, normalise. *Batches* are chunks
-decoded and augmented ahead of training, by as many processes as stand there (`bench.batches`).
+them; one of the stores has smaller frames (--size), as for training on smaller images. *Chunks* are
+--context frames of a clip drawn at random, as training has them where memory cannot keep all
+videos: decoding must read all of the clip for them, a store gives these alone. *Augmentation* is
+what a loader does to them: crop, mirror, resize, normalise. *Batches* are chunks decoded and
+augmented ahead of training, by as many processes as stand there (`bench.batches`).
 
 Beside ours: OpenCV alone, PyAV and TorchCodec, the last two where they are installed (pip install
 av torchcodec). Before anything is timed, each side's frames are compared with ours: OpenCV's and
 those of the raw store must be equal, bit for bit; PyAV and TorchCodec turn YUV into RGB by other
-roundings, and JPEG loses something, so there the mean difference must be below a stated bound.
+roundings, and JPEG loses something, so there the mean difference must be below a stated bound
+(smaller frames are compared with ours made smaller).
 TorchCodec looks for frames by their times, which are wrong where an AVI file has B-frames (its
 issue 1363), as some clips of UCF-101 have: for some frames it gives the one before, which is let
 pass. Its newest wheels (0.14, 0.17) want the libraries of CUDA, 0.13 does not; those of FFmpeg (apt
@@ -49,12 +51,13 @@ from recres.errors import InputError
 from recres.video import augment
 from recres.video.decode import sample_video
 from recres.video.frame_index import Settings
-from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
+from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video, reduced
 from recres.video.prefetch import Prefetcher
 
 TURNS = 5
-# Mean difference from our frames, in grey levels of 256, that a side may have.
-EXACT, OTHER_ROUNDING, LOSSY = 0.0, 2.0, 4.0
+# Mean difference from our frames, in grey levels of 256, that a side may have. (Smaller frames have
+# more detail a pixel, of which JPEG loses more.)
+EXACT, OTHER_ROUNDING, LOSSY, LOSSY_SMALL = 0.0, 2.0, 4.0, 6.0
 
 Read = Callable[[Video], np.ndarray]  # a clip's frames
 
@@ -124,7 +127,6 @@ class Row(NamedTuple):
 def rows(videos: Sequence[Video], stores: dict[str, FrameStore], step: int, context: int, size: int
          ) -> Iterator[Row]:
     """All rows that can be had here."""
-    bounds = {"raw": EXACT, "jpeg": LOSSY}
     yield Row("whole videos", "decoded (recres)", lambda v: sample_video(v.path, step, 1), EXACT)
     yield Row("whole videos", "decoded (OpenCV alone)", lambda v: opencv(v, step), EXACT)
     before = partial(with_before, step=step)
@@ -134,9 +136,18 @@ def rows(videos: Sequence[Video], stores: dict[str, FrameStore], step: int, cont
                       OTHER_ROUNDING, accepted)
         else:
             say(f"{name} is not installed: it has no row")
-    for codec, store in stores.items():
-        yield Row("whole videos", f"store, {codec}", partial(store.frames, context=1),
-                  bounds[codec])
+    def bound(store: FrameStore) -> float:
+        lossy = LOSSY if store.settings.size is None else LOSSY_SMALL
+        return lossy if store.settings.codec == "jpeg" else EXACT
+
+    def expected(video: Video, store: FrameStore) -> np.ndarray:
+        return np.stack([reduced(frame, store.settings.size)
+                         for frame in sample_video(video.path, step, 1)])[:, None]
+
+    for name, store in stores.items():
+        small = store.settings.size is not None
+        yield Row("whole videos", f"store, {name}", partial(store.frames, context=1),
+                  bound(store), partial(expected, store=store) if small else None)
 
     rng = np.random.default_rng(0)
     places = {}
@@ -149,8 +160,10 @@ def rows(videos: Sequence[Video], stores: dict[str, FrameStore], step: int, cont
     def chunk(video: Video, store: FrameStore) -> np.ndarray:
         return store.frames(video, context, places[video.name])
 
-    for codec, store in stores.items():
-        yield Row("chunks", f"store, {codec}", partial(chunk, store=store), bounds[codec])
+    for name, store in stores.items():
+        if store.settings.size is None:
+            yield Row("chunks", f"store, {name}", partial(chunk, store=store),
+                      bound(store))
 
     loaded = {video.name: sample_video(video.path, step, context) for video in videos}
 
@@ -170,11 +183,12 @@ def difference(row: Row, ours: Row, videos: Sequence[Video]) -> float | None:
         return None
     worst = 0.0
     for video in videos:
-        found, expected = row.read(video), ours.read(video)
-        if found.shape != expected.shape:
+        found = row.read(video)
+        choice = ours.read(video)[:, None] if row.accepted is None else row.accepted(video)
+        expected = choice[:, 0].shape
+        if found.shape != expected:
             raise RunFailed(f"{row.name}: {video.name} has frames {found.shape}, expected "
-                            f"{expected.shape}")
-        choice = expected[:, None] if row.accepted is None else row.accepted(video)
+                            f"{expected}")
         away = [np.abs(several.astype(np.int16) - frame).mean(axis=(1, 2, 3)).min()
                 for several, frame in zip(choice, found, strict=True)]
         worst = max(worst, float(np.mean(away)))
@@ -192,10 +206,11 @@ def frames_a_second(row: Row, videos: Sequence[Video], threads: int) -> float:
     return frames / (time.perf_counter() - began)
 
 
-def make_store(folder: Path, videos: Sequence[Video], settings: Settings) -> FrameStore:
+def make_store(folder: Path, name: str, videos: Sequence[Video], settings: Settings
+               ) -> FrameStore:
     """A store of these clips."""
     with (FrameStoreWriter(folder, settings) as writer,
-          bar(f"store, {settings.codec}", "video", len(videos)) as shown):
+          bar(f"store, {name}", "video", len(videos)) as shown):
         for video in videos:
             writer.add(*encode_video(video, settings))
             shown.update()
@@ -207,12 +222,15 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     split = ucf101.read(args.root, args.split)
     listed = (*split.train, *split.test)
     videos = listed[:: max(1, len(listed) // args.clips)][: args.clips]
-    stores = {codec: make_store(folder / codec, videos,
-                                Settings(args.frame_step, args.context, None, codec, quality))
-              for codec, quality in (("jpeg", args.quality), ("raw", None))}
-    for codec, store in stores.items():
+    stores = {name: make_store(folder / name.replace(" ", "-"), name, videos,
+                               Settings(args.frame_step, args.context, size, codec, quality))
+              for name, size, codec, quality in (
+                  ("jpeg", None, "jpeg", args.quality),
+                  (f"jpeg of size {args.size}", args.size, "jpeg", args.quality),
+                  ("raw", None, "raw", None))}
+    for name, store in stores.items():
         frames = sum(line.frames for line in store.lines.values())
-        say(f"store, {codec}: {store.nbytes / frames / 1e3:.1f} kB a frame")
+        say(f"store, {name}: {store.nbytes / frames / 1e3:.1f} kB a frame")
     listed_rows = list(rows(videos, stores, args.frame_step, args.context, args.image_size))
     first = [next(i for i, other in enumerate(listed_rows) if other.group == row.group)
              for row in listed_rows]
@@ -241,6 +259,7 @@ def parser() -> Parser:
         ("context", 2, "frames of a chunk"),
         ("image-size", 224, "side of an augmented frame"),
         ("quality", 90, "of JPEG"),
+        ("size", 128, "shorter side of the frames of a store of smaller ones"),
         ("threads", 1, "how many work at once"),
     ):
         result.add_argument(f"--{name}", metavar="N", type=int, default=default,

@@ -91,7 +91,7 @@ def _encoded(path: Path, settings: Settings, whole: bool) -> tuple[list[bytes], 
     frames: list[bytes] = []
     index, shape, size = 0, (0, 0), 0
     for index, frame in iter_frames(path, 1 if whole else settings.frame_step):  # noqa: B007
-        frame = _reduced(frame, settings.size)
+        frame = reduced(frame, settings.size)
         shape, size = frame.shape, size + frame.nbytes
         if size > limits.VIDEO_BYTES:
             raise VideoError(path, "too long: its sampled frames have more than "
@@ -103,7 +103,8 @@ def _encoded(path: Path, settings: Settings, whole: bool) -> tuple[list[bytes], 
     return frames, index + 1, shape
 
 
-def _reduced(frame: np.ndarray, size: int | None) -> np.ndarray:
+def reduced(frame: np.ndarray, size: int | None) -> np.ndarray:
+    """A frame (H, W, 3) with `size` as its shorter side where that is larger; see `Settings`."""
     height, width = frame.shape[:2]
     shorter = min(height, width)
     if size is None or shorter <= size:

@@ -19,7 +19,8 @@ def test_every_row_has_a_figure(shared, monkeypatch, capsys):
     entries = json.loads(capsys.readouterr().out)
     names = [f"{entry['group']}: {entry['name']}" for entry in entries]
     for name in ("whole videos: decoded (recres)", "whole videos: decoded (OpenCV alone)",
-                 "whole videos: store, raw", "chunks: store, jpeg", "batches: videos, 0 workers",
+                 "whole videos: store, raw", "whole videos: store, jpeg of size 128",
+                 "chunks: store, jpeg", "batches: videos, 0 workers",
                  "batches: videos, 2 workers", "batches: store, jpeg, 1 workers"):
         assert name in names
     assert all(entry["frames_s"] > 0 and entry["ratio"] > 0 for entry in entries)
