@@ -67,6 +67,8 @@ def parser() -> commands.Parser:
                        "videos', and take 15 times the room (default: jpeg)")
     store.add_argument("--quality", metavar="N", type=int,
                        help="of JPEG, 1 to 100 (default: 90)")
+    store.add_argument("--repair", action="store_true", help="read all frames that are there, "
+                       "and decode videos again whose frames are damaged")
     _add_workers(store)
     config.add_options(prepare, ("data", "root", "frame_step", "skip_bad"))
     check = parts.add_parser("check", help="look for what is wrong with a data set or a store",
@@ -118,14 +120,15 @@ def _prepare(args: argparse.Namespace) -> int:
     out = args.out or (root.parent if root.name == "UCF-101" else root) / "frames"
     videos = _listed(options)
     about = {"data": options.data, "root": os.path.abspath(root), "opencv": cv2.__version__}
-    with FrameStoreWriter(out, settings, about) as writer:
-        missing = writer.missing(videos)
+    with FrameStoreWriter(out, settings, about, repair=args.repair) as writer:
+        with bar("comparing", "video", len(videos)) as shown:
+            missing = writer.missing(videos, shown.update)
         size = "as they are" if settings.size is None else f"reduced to {settings.size} pixels"
         codec = settings.codec + (f" of quality {quality}" if quality is not None else "")
         say(f"data      {options.data}: {len(videos)} videos; one frame in {settings.frame_step}, "
             f"context up to {settings.context}, {size}, {codec}")
         say(f"store     {out}: {len(videos) - len(missing)} videos are there, {len(missing)} are "
-            "missing or have changed")
+            f"missing{', damaged' if args.repair else ''} or have changed")
         began, before = time.perf_counter(), writer.store.nbytes
         frames = _fill(writer, missing, options.skip_bad, args.workers)
         seconds = time.perf_counter() - began

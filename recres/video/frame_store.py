@@ -26,7 +26,7 @@ import os
 import re
 import threading
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
@@ -52,6 +52,7 @@ from recres.video.frame_index import (
     read_lines,
 )
 from recres.video.sample import sample_indices
+from tensorlite.io import write_bytes
 
 SHARD_BYTES = 256 << 20  # of a file of frames, after which the next one begins
 MOST_OF_JPEG = 65500  # pixels of a side, the bound of libjpeg
@@ -146,8 +147,8 @@ class FrameStore:
             self.note(line)
         if self.damage and not tolerant:
             number, why = self.damage[0]
-            raise InputError(f"{self.index}: line {number} is damaged: {why}; without it, its "
-                             "video is decoded again by recres.data prepare")
+            raise InputError(f"{self.index}: line {number} is damaged: {why}; recres.data prepare "
+                             "--repair leaves it out and decodes its video again")
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process; a lock cannot go there."""
@@ -298,8 +299,7 @@ class FrameStore:
 
     def _damaged(self, line: Line, why: str) -> InputError:
         return InputError(f"{self.shard(line.shard)}: the frames of {line.video} are damaged: "
-                          f"{why}; take its line out of {self.index.name}, and recres.data "
-                          "prepare makes them again")
+                          f"{why}; recres.data prepare --repair makes them again")
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -319,13 +319,17 @@ class FrameStoreWriter:
     """Adds videos to the store in `path`, which is made where there is none.
 
     To be used as a context manager, which holds the lock. about: what else to note in about.json of
-    a new store. InputError where a store with other settings is there, or another process writes.
+    a new store. repair: videos whose frames are damaged are `missing`, for which all are read and
+    decoded; lines of the index that are none go. InputError where a store with other settings is
+    there, or another process writes.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Settings,
-                 about: dict[str, Any] | None = None, shard_bytes: int = SHARD_BYTES) -> None:
+                 about: dict[str, Any] | None = None, shard_bytes: int = SHARD_BYTES,
+                 repair: bool = False) -> None:
         settings.check(str(path))
         self.path, self.settings, self.shard_bytes = Path(path), settings, shard_bytes
+        self.repair = repair
         self._about = {"format": FORMAT, "settings": asdict(settings), **(about or {})}
         self._descriptor: int | None = None
 
@@ -356,15 +360,16 @@ class FrameStoreWriter:
             self._descriptor = None
 
     def _open(self) -> None:
-        for stale in self.path.glob(".tmp-*-about.json"):  # of a writer that was killed
-            stale.unlink()
+        for name in ("about.json", "videos.jsonl"):
+            for stale in self.path.glob(f".tmp-*-{name}"):  # of a writer that was killed
+                stale.unlink()
         if not (self.path / "about.json").exists():
             found = sorted(entry.name for entry in self.path.iterdir() if entry.name != "lock")
             if found:
                 raise InputError(f"{self.path}: no store of frames (it has {found[0]}), and not "
                                  "empty: a new one needs a folder of its own")
             write_json(self.path / "about.json", self._about)
-        self.store = FrameStore(self.path)
+        self.store = FrameStore(self.path, tolerant=self.repair)
         made = asdict(self.store.settings)
         for name, wanted in asdict(self.settings).items():
             if made[name] != wanted:
@@ -385,15 +390,24 @@ class FrameStoreWriter:
                 os.truncate(path, end)
         if self.store.index.exists():
             os.truncate(self.store.index, self.store.index_bytes)
+        if self.store.damage:  # (and `repair`)
+            write_bytes(self.store.index, b"".join(map(_json_line, self.store.lines.values())))
 
-    def missing(self, videos: Sequence[Video]) -> list[Video]:
+    def missing(self, videos: Sequence[Video], seen: Callable[[], object] = lambda: None
+                ) -> list[Video]:
         """The videos that are to be decoded: without a line, or whose frames a shard has lost, or
-        of a file that has changed, or bad without its bytes having been seen.
+        of a file that has changed, or bad without its bytes having been seen. `seen` is called
+        after each video.
 
         Of a file that has been copied, the new time is noted, so that it is not read to compare the
         next time.
         """
-        return [video for video in videos if self._is_missing(video)]
+        found = []
+        for video in videos:
+            if self._is_missing(video):
+                found.append(video)
+            seen()
+        return found
 
     def _is_missing(self, video: Video) -> bool:
         line = self.store.lines.get(video.name.lower())
@@ -409,7 +423,15 @@ class FrameStoreWriter:
             return True
         if modified != line.modified:
             self._note(replace(line, modified=modified))
-        return False
+        return self.repair and line.bad is None and not self._is_whole(line)
+
+    def _is_whole(self, line: Line) -> bool:
+        try:
+            self.store.verify(line)
+            self.store.verify_images(line)
+        except InputError:
+            return False
+        return True
 
     def add(self, line: Line, data: bytes) -> None:
         """Add what `encode_video` gave; on disk when this returns."""
@@ -424,5 +446,9 @@ class FrameStoreWriter:
         self._note(line)
 
     def _note(self, line: Line) -> None:
-        append(self.store.index, json.dumps(asdict(line)).encode() + b"\n")
+        append(self.store.index, _json_line(line))
         self.store.note(line)
+
+
+def _json_line(line: Line) -> bytes:
+    return json.dumps(asdict(line)).encode() + b"\n"

@@ -39,6 +39,8 @@ class Watch:
     def _hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on:
             return
+        if event == "os.remove" and os.path.basename(arguments[0]).startswith(".tmp-"):
+            return  # of `tensorlite.io.replacing`, its own
         if event.startswith(FORBIDDEN):
             self.seen.append(f"{event}{arguments!r}"[:200])
         elif event == "open" and isinstance(arguments[0], str | bytes):

@@ -12,7 +12,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -430,17 +430,18 @@ def _check_checked_store(folder: Path, problems: list[Problem]) -> None:
     assert not whole or not _refused(lambda: _read_all(folder)), "nothing is found"
 
 
-def _prepare(folder: Path) -> None:
-    """As `recres.data prepare`; the store is put back as it was."""
+def _prepare(folder: Path, repair: bool = False) -> None:
+    """As `recres.data prepare`; the store is put back as it was. Repaired it is without fault."""
     store, videos = folder / "store", ucf101.read(folder).test
     before = {path: path.read_bytes() for path in store.iterdir()
               if not path.is_symlink() and path.is_file() and path.stat().st_size < 2**20}
     try:
-        with FrameStoreWriter(store, Settings(2, 2)) as writer:
+        with FrameStoreWriter(store, Settings(2, 2), repair=repair) as writer:
             for video in writer.missing(videos):
                 writer.add(*encode_video(video, writer.settings))
             assert writer.missing(videos) == []
         FrameStore(store).match(videos)
+        assert not repair or not _refused(lambda: _read_all(folder)), "it is not repaired"
     finally:
         for path in store.glob("frames-*.bin"):
             if path not in before and path.is_file():
@@ -532,6 +533,7 @@ READERS = {reader.name: reader for reader in (
            _check_checked_lists),
     Reader("check-store", 1000, _frame_store, _check_store, _by_suffix, _check_checked_store),
     Reader("prepare", 500, _frame_store, _prepare, _by_suffix),
+    Reader("repair", 500, _frame_store, partial(_prepare, repair=True), _by_suffix),
     Reader("nonfinite", 1000, _nonfinite, lambda folder: replay.read(folder / "nonfinite-3.json"),
            _by_suffix, _check_dump),
     *(Reader(f"video-{name}", 1200, _clip(codec, suffix),

@@ -392,6 +392,33 @@ def test_a_missing_shard_and_a_damaged_index_are_found(root, capsys):
     assert f"{'all':16} {2:6}" in out
 
 
+def test_what_is_damaged_is_made_again_where_that_is_asked_for(root, capsys):
+    """A byte of a shard, and a line of the index; what is whole is not decoded again."""
+    prepare(root, "--codec", "raw")
+    store = FrameStore(root / "frames")
+    shard, text = store.shard(0), store.index.read_bytes().splitlines(keepends=True)
+    data = bytearray(shard.read_bytes())
+    data[Line.parse(text[5], store.settings).offset + 7] ^= 1
+    shard.write_bytes(data)
+    assert prepare(root, "--codec", "raw") == 0  # which looks at no frame
+    store.index.write_bytes(b"".join([*text[:3], text[3][:40] + b"\n", *text[4:]]))
+    assert prepare(root, "--codec", "raw") == 2
+    assert "line 4 is damaged: it is no JSON; recres.data prepare --repair leaves it out" in (
+        capsys.readouterr().err)
+    assert prepare(root, "--codec", "raw", "--repair") == 0
+    out = capsys.readouterr().out
+    assert "10 videos are there, 2 are missing, damaged or have changed" in out
+    assert "frames of 2 videos" in out
+    assert check("--store", root / "frames") == 0
+    split, store = ucf101.read(root), FrameStore(root / "frames")
+    for video in (*split.train, *split.test):
+        np.testing.assert_array_equal(store.frames(video, 2), sample_video(video.path, 3, 2))
+    before = store.index.read_bytes()
+    assert prepare(root, "--codec", "raw", "--repair") == 0
+    assert "12 videos are there, 0 are" in capsys.readouterr().out
+    assert store.index.read_bytes() == before
+
+
 def whole_lists(root):
     for number in ucf101.SPLITS:
         if number == 1 or (root / f"ucfTrainTestlist/trainlist{number:02d}.txt").exists():
