@@ -45,10 +45,9 @@ class Parser(argparse.ArgumentParser):
         self.less_memory = less_memory
         self.add_argument("--debug", action="store_true",
                           help="show the traceback of an error")
-        stated = ", ".join(f"{name}={number}" for name, number in limits.values().items())
         self.add_argument("--limit", metavar="NAME=N", action=Limit,
-                          help="how much is taken of a file from outside (see recres/limits.py); "
-                               f"what is larger is refused (default: {stated})")
+                          help="how much is taken of a file from outside; what is larger is "
+                               "refused. --limit list: what there are")
 
     def error(self, message: str) -> NoReturn:
         if unknown := re.match("unrecognized arguments: (--[^ =]+)", message):
@@ -58,10 +57,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class Limit(argparse.Action):
-    """Changes one of `recres.limits`."""
+    """Changes one of `recres.limits`, or prints them all."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace,
                  values: Any, option_string: str | None = None) -> None:
+        if values == "list":
+            width = max(map(len, limits.MEANINGS))
+            for name, number in limits.values().items():
+                print(f"{name:{width}} {number:11}  {limits.MEANINGS[name]}")
+            parser.exit()
         name, _, number = values.partition("=")
         try:
             limits.change({name: int(number)})
