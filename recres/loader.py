@@ -26,7 +26,7 @@ from recres.video.prefetch import Item, Prefetcher, Result
 from recres.video.sample import chunk_starts, segment_indices
 from recres.video.source import FrameSource
 
-FRAME_BYTES = 2 << 30  # decoded frames kept in memory, at most
+FRAME_BYTES = 2 << 30  # decoded frames that a process keeps in memory, at most
 SIDES = ("train", "holdout", "test")
 
 
@@ -59,9 +59,9 @@ class Videos:
                  source: FrameSource | None = None) -> None:
         self.split, self.config = split, config
         listed = (*split.train, *split.test)
-        self.source = source or FrameSource(listed, config.frame_step, config.context,
-                                            _frame_bytes(), config.input, config.flow_length,
-                                            FrameStore(config.frames) if config.frames else None)
+        self.source = source or FrameSource(
+            listed, config.frame_step, config.context, _frame_bytes(config.processes),
+            config.input, config.flow_length, FrameStore(config.frames) if config.frames else None)
         if self.source.store is not None:
             self.source.store.require(config.frame_step, config.context, config.image_size)
         if found is None:
@@ -167,9 +167,11 @@ def frame_indices(chunk: Chunk, count: int, config: Config,
     return range(chunk.start, chunk.start + config.context)
 
 
-def _frame_bytes() -> int:
-    """A quarter of the machine's memory, but no more than FRAME_BYTES."""
-    return min(FRAME_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4)
+def _frame_bytes(processes: int) -> int:
+    """A quarter of the machine's memory for all processes of a run, should it have them all, but no
+    more than FRAME_BYTES for each."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(FRAME_BYTES, memory // 4 // processes)
 
 
 class Loader(Protocol):

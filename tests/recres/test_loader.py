@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recres import build, config, limits
+from recres import build, config, limits, loader
 from recres.datasets import figures
 from recres.errors import InputError
 from recres.loader import FrameLoader, Videos, describe_updates, plan_epoch
@@ -309,3 +309,8 @@ def test_figures_are_made_where_they_are_absent_and_taken_as_they_are_where_not(
     with pytest.raises(InputError):  # the stand-in made nothing to read
         build.read_split(options(tmp_path / "absent"), log=lambda text: None)
     assert made == [tmp_path / "absent"]
+
+
+def test_the_memory_of_a_machine_is_for_all_processes(monkeypatch):
+    monkeypatch.setattr(loader.os, "sysconf", lambda name: 2**35 if name == "SC_PHYS_PAGES" else 1)
+    assert [loader._frame_bytes(n) for n in (1, 4, 8)] == [2**31, 2**31, 2**30]
