@@ -300,15 +300,16 @@ class Job:
     def _finish(self, trainer: Trainer, loader: Loader) -> None:
         """Test the best model, and write what is to be kept of the run."""
         config, path, videos, model = self.config, self.run.path, trainer.videos, trainer.model
-        if self.processes.rank:
-            share_network(self.processes, model)
+        best, first = trainer.progress.best, not self.processes.rank
+        with self.processes.first():  # in whose waiting, unlike in sharing, a signal is heard
+            if first:
+                arrays, _ = checkpoint.load_model(path / "best.safetensors")
+                checkpoint.restore_model(path / "best.safetensors", model, arrays)
+        share_network(self.processes, model)
+        if not first:
             assess(model, loader, videos, "test", processes=self.processes)
             return
-        best = trainer.progress.best
         assert best is not None
-        arrays, _ = checkpoint.load_model(path / "best.safetensors")
-        checkpoint.restore_model(path / "best.safetensors", model, arrays)
-        share_network(self.processes, model)
         with bar(f"testing epoch {best['epoch']}", "chunk",
                  chunks_to_assess(videos, "test")) as progress:
             errors, scores = assess(model, loader, videos, "test", progress.update, self.processes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from recres import feature_store, train, trainer
+from recres import checkpoint, feature_store, train, trainer
 from recres.trainer import Trainer
 from recres.video.source import FrameSource
 from recres.workers import WorkerLoader
@@ -23,6 +23,7 @@ PLACES: dict[str, tuple[Any, str, Callable[[Any], bool]]] = {
     "saving": (Trainer, "save", _saving(last=False)),
     "evaluation": (trainer, "score", lambda _: True),
     "last save": (Trainer, "save", _saving(last=True)),
+    "best": (checkpoint, "load_model", lambda _: True),
     "testing": (train, "assess", lambda _: True),
     "drawing": (train, "_draw", lambda _: True)}
 

@@ -75,7 +75,8 @@ def test_a_run_stops_wherever_it_is_and_goes_on(trained, tiny, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(("who", "place"), [
-    ("1", "reading"), ("all", "evaluation"), ("0", "last save"), ("all", "testing")])
+    ("1", "reading"), ("all", "evaluation"), ("0", "last save"), ("all", "best"),
+    ("all", "testing")])
 def test_several_processes_stop_wherever_they_are(tiny, tmp_path, who, place):
     folder, ranks = tmp_path / "run", tmp_path / "ranks"
     ranks.mkdir()
