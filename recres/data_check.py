@@ -344,7 +344,8 @@ def _verify(store: FrameStore, line: Line) -> list[Problem]:
 
 
 def _reason(error: InputError) -> str:
-    return str(error).partition("are damaged: ")[2].partition("; without its line")[0] or str(error)
+    text = str(error)
+    return text.partition("are damaged: ")[2].partition("; recres.data prepare")[0] or text
 
 
 def _compare(store: FrameStore, root: Path, frames: Mapping[str, int]) -> Iterator[Problem]:

@@ -371,6 +371,7 @@ def test_each_kind_of_damage_to_a_store_is_found_and_nothing_else(root, tmp_path
                 str(root / "UCF-101" / "Run" / "v_Run_g02_c09.avi"): "same-bytes"}
     assert {(p["where"], p["kind"]) for p in found} == set(expected.items())
     assert len(found) == len(expected) and len(set(planted.values())) >= 9
+    assert not [p["what"] for p in found if "damaged" in p["what"] or "recres.data" in p["what"]]
     # Without the data set the same of the store itself.
     alone = check_store(FrameStore(root / "frames"))
     kinds = {"checksum", "corrupt", "truncated", "unusable"}
