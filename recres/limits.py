@@ -35,7 +35,7 @@ MEANINGS = {
     "CHUNKS": "chunks of a data set's videos; Kinetics-700's, of one sampled frame each",
     "FILE_BYTES": "bytes of a file of arrays, all of which is read",
     "ROOM": "bytes that a file of arrays may unpack to, however small it is",
-    "RATIO": "… and how many times larger than itself a larger one; real weights stay under 2",
+    "RATIO": "how many times larger than itself it may unpack to beyond that; real weights under 2",
 }
 _OF_ARRAYS = ("FILE_BYTES", "ROOM", "RATIO")
 

@@ -396,8 +396,8 @@ class FrameStoreWriter:
     def missing(self, videos: Sequence[Video], seen: Callable[[], object] = lambda: None
                 ) -> list[Video]:
         """The videos that are to be decoded: without a line, or whose frames a shard has lost, or
-        of a file that has changed, or bad without its bytes having been seen. `seen` is called
-        after each video.
+        of a file that has changed, or bad without its bytes having been seen. Not those whose file
+        is gone but whose frames are there. `seen` is called after each video.
 
         Of a file that has been copied, the new time is noted, so that it is not read to compare the
         next time.
@@ -413,23 +413,29 @@ class FrameStoreWriter:
         line = self.store.lines.get(video.name.lower())
         if line is None or line.sha256 is None:
             return True
+        if line.bad is None and not self._is_whole(line):
+            return True
         try:
-            if line.bad is None and self.store.shard(line.shard).stat().st_size < line.end:
-                return True
             if differs(line, video.path):
                 return True
             modified = video.path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return line.bad is not None
         except OSError:
             return True
         if modified != line.modified:
             self._note(replace(line, modified=modified))
-        return self.repair and line.bad is None and not self._is_whole(line)
+        return False
 
     def _is_whole(self, line: Line) -> bool:
+        """Whether a video's frames are there, and if `repair`, what they were."""
         try:
-            self.store.verify(line)
-            self.store.verify_images(line)
-        except InputError:
+            if self.store.shard(line.shard).stat().st_size < line.end:
+                return False
+            if self.repair:
+                self.store.verify(line)
+                self.store.verify_images(line)
+        except (OSError, InputError):
             return False
         return True
 

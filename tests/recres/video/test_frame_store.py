@@ -253,6 +253,20 @@ def test_a_bad_video_has_its_reason(tmp_path, videos):
                 ask(video, 2)
 
 
+def test_frames_of_a_video_that_is_gone_are_kept(tmp_path, videos):
+    """Unless they are damaged, and that is looked for."""
+    fill(tmp_path / "s", videos, RAW)
+    videos[0].path.unlink()
+    before = (tmp_path / "s" / "videos.jsonl").read_bytes()
+    assert fill(tmp_path / "s", videos, RAW, repair=True) == []
+    assert (tmp_path / "s" / "videos.jsonl").read_bytes() == before
+    FrameStore(tmp_path / "s").frames(videos[0], 2)
+    shard = tmp_path / "s" / "frames-00000.bin"
+    shard.write_bytes(bytes(9) + shard.read_bytes()[9:])
+    assert fill(tmp_path / "s", videos, RAW) == []
+    assert fill(tmp_path / "s", videos, RAW, repair=True) == ["v_30"]
+
+
 def test_a_changed_byte_is_noticed(tmp_path, videos):
     fill(tmp_path / "s", videos, RAW)
     shard = tmp_path / "s" / "frames-00000.bin"
