@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import kernels
 from .device import Array, array_module, fingerprint, is_whole
+from .exchange import require_float
 from .recording import state
 from .tensor import Tensor
 
@@ -77,9 +78,11 @@ class Node:
             if tensor is None or not tensor.requires_grad:
                 grads[i] = None
             elif grads[i] is not None:
-                if grads[i].shape != tensor.shape:
-                    raise RuntimeError(f"{self.name}: backward returned a gradient of shape "
-                                       f"{grads[i].shape} for an input of shape {tensor.shape}")
+                shape = getattr(grads[i], "shape", None)
+                if shape != tensor.shape:
+                    got = type(grads[i]) if shape is None else f"a gradient of shape {shape}"
+                    raise RuntimeError(f"{self.name}: backward returned {got} for an input of "
+                                       f"shape {tensor.shape}")
                 # (NumPy makes scalars of results without axes.)
                 grads[i] = array_module(tensor.data).asarray(grads[i], dtype=tensor.dtype)
         state.tell("backward", self, grad, grads)
@@ -147,7 +150,8 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False,
 
     grad: d(loss)/d(root), of root's shape; may be left out when root has one element.
     in_place: form sums in the arrays of earlier steps: faster, for who does not look at them.
-    Raises RuntimeError where there is nothing to differentiate, ValueError for a wrong `grad`.
+    Raises RuntimeError where there is nothing to differentiate, ValueError for a wrong `grad`,
+    TypeError where a leaf of integers requires its gradient.
     """
     if not root.requires_grad:
         raise RuntimeError("backward: the result does not depend on a tensor that requires_grad")
@@ -160,6 +164,8 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False,
         for leaf in node.inputs:
             if leaf is not None and leaf.requires_grad and leaf.node is None:
                 uses[leaf] = uses.get(leaf, 0) + 1
+    for leaf in uses:  # both its data and its requires_grad may have been assigned to
+        require_float(leaf.data)
 
     def arrive(tensor: Tensor, piece: Array | None, fresh: bool) -> None:
         if piece is not None:

@@ -1,7 +1,8 @@
 """What a `Tensor` is made of: the array behind whatever it was given, shared where it can be.
 
 Arrays of other libraries come by DLPack, the protocol by which one hands another its memory as it
-lies; the other way round, the methods are in ``operators.py``.
+lies; the other way round, the methods are in ``operators.py``. What else may be made of an array is
+refused here.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def as_array(data: Any, keep_double: bool = False) -> Array:
 
     A `numpy.matrix`, for which `*` is another product, becomes a plain array. keep_double: Python
     floats become float64, not float32. TypeError for what cannot be shared, or would lose its mask;
-    whether there are numbers in the array is for the caller to look at.
+    whether there are numbers in the array is for `numbers` to say.
     """
     if type(data) is np.ndarray or is_on_gpu(data):
         return data
@@ -34,6 +35,21 @@ def as_array(data: Any, keep_double: bool = False) -> Array:
         data = np.asarray(data)
         return data.astype(np.float32) if data.dtype == np.float64 and not keep_double else data
     return np.asarray(data) if hasattr(data, "__array__") else data
+
+
+def numbers(data: Array) -> Array:
+    """`data` itself; TypeError if it is no array of real numbers."""
+    if not hasattr(data, "ndim") or getattr(data.dtype, "kind", "?") not in "biuf":
+        raise TypeError(f"data: expected an array of numbers, got {type(data).__name__} "
+                        f"of dtype {getattr(data, 'dtype', None)}")
+    return data
+
+
+def require_float(data: Array) -> None:
+    """TypeError if `data` cannot have a gradient: rounded to integers it would be zero or wrong."""
+    if data.dtype.kind != "f":
+        raise TypeError(f"requires_grad: only a floating-point tensor can have a gradient, "
+                        f"this one is {data.dtype}")
 
 
 def exported(array: Array, copy: bool | None = None, **options: Any) -> Any:

@@ -54,8 +54,13 @@ def gradcheck(function: Callable[..., Tensor], inputs: Sequence[Tensor | np.ndar
     samples: how many elements of each input to check, drawn at random; all by default.
     Returns the largest difference in units of what is tolerated, at most 1.
     Raises GradientError, naming input and element, where |analytic - numeric| exceeds
-    ``atol + rtol * |numeric|``.
+    ``atol + rtol * |numeric|``, and TypeError or ValueError for what cannot be checked.
     """
+    if isinstance(inputs, Tensor | np.ndarray):  # whose rows would be the inputs
+        raise TypeError(f"inputs: expected a sequence of tensors or arrays, got one "
+                        f"{type(inputs).__name__} of shape {inputs.shape}")
+    if samples is not None and samples < 1:
+        raise ValueError(f"samples: expected an int >= 1, got {samples!r}")
     rng = np.random.default_rng(seed)
     arrays = [np.array(t.numpy() if isinstance(t, Tensor) else t, order="C") for t in inputs]
     checked = [i for i, a in enumerate(arrays) if a.dtype.kind == "f"]

@@ -5,6 +5,7 @@ They are a class of their own only so that ``tensor.py`` can be about what a ten
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +65,11 @@ class Operators:
         return tl.index(self, key)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def __iter__(self: Any) -> Iterator[Tensor]:
+        if not self.ndim:  # (else the IndexError of the first element would read as the end)
+            raise TypeError("a tensor of shape () has no elements to iterate over")
+        return (self[i] for i in range(len(self)))
 
     def __array__(self: Any, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False and self.device != "cpu":

@@ -368,6 +368,8 @@ class LossScaler:
 
     def backward(self, loss: Tensor) -> None:
         """Add d(scale · loss)/d(leaf) to ``.grad`` of every leaf: `Tensor.backward`, scaled."""
+        if loss.size != 1:
+            raise ValueError(f"loss: expected a scalar, got shape {loss.shape}")
         scale = self.state_beside(loss.data)[:1]
         loss.backward(scale.astype(loss.dtype).reshape(loss.shape))
 

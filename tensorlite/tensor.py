@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .device import Array, device_of, to_device
-from .exchange import as_array
+from .exchange import as_array, numbers, require_float
 from .operators import Operators
 
 
@@ -34,17 +34,13 @@ class Tensor(Operators):
                  dtype: Any = None) -> None:
         if isinstance(data, Tensor):
             data = data.data
-        data = as_array(data, keep_double=dtype is not None)
-        if not hasattr(data, "ndim") or getattr(data.dtype, "kind", "?") not in "biuf":
-            raise TypeError(f"data: expected an array of numbers, got {type(data).__name__} "
-                            f"of dtype {getattr(data, 'dtype', None)}")
+        data = numbers(as_array(data, keep_double=dtype is not None))
         if dtype is not None:
-            data = data.astype(dtype, copy=False)
+            data = numbers(data.astype(dtype, copy=False))
         if device is not None:
             data = to_device(data, device)
-        if requires_grad and data.dtype.kind != "f":
-            raise TypeError(f"requires_grad: only a floating-point tensor can have a gradient, "
-                            f"this one is {data.dtype}")
+        if requires_grad:
+            require_float(data)
         self._data = data
         self.grad: Array | None = None
         self.requires_grad = requires_grad

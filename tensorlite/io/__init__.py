@@ -141,7 +141,7 @@ def save_safetensors(
     """Write arrays and str → str metadata as a safetensors file, which appears whole or not at all.
 
     Raises TypeError on metadata or names that are not strings, and on a dtype that the format
-    does not have (float, signed and unsigned integer, bool).
+    does not have (float, signed and unsigned integer, bool); ValueError on a name that is not free.
     """
     import safetensors.numpy
 
@@ -153,6 +153,8 @@ def save_safetensors(
     for name, array in arrays.items():
         if not isinstance(name, str):
             raise TypeError(f"arrays: the name {name!r}, expected a str")
+        if name == "__metadata__":
+            raise ValueError("arrays: the name '__metadata__', which the format keeps for itself")
         array = np.asarray(array)
         if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
             raise TypeError(f"arrays[{name!r}]: dtype {array.dtype}, expected float, int or bool")

@@ -58,6 +58,9 @@ def refuse_arrays(
         if name not in state:
             continue
         got = state[name]
+        if not isinstance(getattr(got, "dtype", None), np.dtype):
+            made = f"{type(got).__module__}.{type(got).__qualname__}".removeprefix("builtins.")
+            raise ValueError(f"state of {owner}: {name} is a {made}, expected an array")
         if tuple(got.shape) != tuple(target.shape):
             raise ValueError(
                 f"state of {owner}: {name} has shape {tuple(got.shape)}, "

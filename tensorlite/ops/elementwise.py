@@ -23,7 +23,7 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _operands(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
-    """Both operands as tensors: a Python number takes the dtype of the other one."""
+    """Both operands as tensors: a Python number takes the dtype of the other one, if it can."""
     if not isinstance(a, Tensor):
         a = _constant(a, b) if isinstance(b, Tensor) else Tensor(a)
     if not isinstance(b, Tensor):
@@ -37,8 +37,11 @@ def _operands(name: str, a: Any, b: Any) -> tuple[Tensor, Tensor]:
 
 def _constant(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, bool | int | float):
-        # A fraction must not become an integer.
-        dtype = np.float32 if isinstance(value, float) and like.dtype.kind != "f" else like.dtype
+        dtype = like.dtype
+        if isinstance(value, float) and dtype.kind != "f":  # a fraction must not become an integer
+            dtype = np.dtype(np.float32)
+        elif not isinstance(value, bool) and dtype.kind == "b":  # nor a number a truth value
+            dtype = np.dtype(np.int64)
         return Tensor(array_module(like.data).asarray(value, dtype=dtype))
     return Tensor(value)
 
@@ -100,7 +103,7 @@ class Divide(Function):
 
 
 class Power(Function):
-    """a ** b; d/da = b a^(b-1), d/db = a^b log a (0 where a is 0)."""
+    """a ** b; d/da = b a^(b-1), d/db = a^b log a (0 where a is 0 and b is not negative)."""
 
     @staticmethod
     def forward(ctx: Node, a: Array, b: Array) -> Array:
@@ -118,7 +121,7 @@ class Power(Function):
             slope = xp.where(b == 0, xp.zeros_like(y), b * a ** xp.where(b == 0, b, b - 1))
             da = unbroadcast(grad * slope, a.shape)
         if ctx.needs[1]:
-            log_a = xp.log(xp.where(a == 0, xp.ones_like(a), a))
+            log_a = xp.log(xp.where((a == 0) & (b >= 0), xp.ones_like(a), a))
             db = unbroadcast(grad * y * log_a, b.shape)
         return da, db
 
@@ -296,6 +299,6 @@ def dropout(x: Tensor, p: float, training: bool = True,
         raise ValueError(f"p: expected a probability in [0, 1), got {p}")
     if not training or p == 0:
         return x
-    if rng is None:
-        raise ValueError("rng: dropout in training needs a numpy.random.Generator, got None")
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng: dropout in training needs a numpy.random.Generator, got {rng!r}")
     return Dropout.apply(x, p=p, rng=rng)

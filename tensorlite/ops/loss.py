@@ -90,7 +90,10 @@ def _classes(name: str, x: Tensor) -> None:
 
 
 def _in_full(x: Tensor) -> Tensor:
-    """x, in full precision where `autocast` took it away."""
+    """x, in full precision where `autocast` took it away; of integers, which may be unsigned and
+    have no differences, in float64."""
+    if x.dtype.kind != "f":
+        return Tensor(x.data, dtype=np.float64)
     return x if products_dtype() is None or x.dtype != np.float16 else cast(x, np.float32)
 
 
@@ -118,4 +121,6 @@ def cross_entropy(logits: Tensor, labels: Any, reduction: str = "mean") -> Tenso
         if low < 0 or high >= logits.shape[1]:
             raise ValueError(f"labels: expected values in [0, {logits.shape[1]}), got "
                              f"{low if low < 0 else high}")
+    if logits.dtype.kind != "f":
+        logits = _in_full(logits)
     return CrossEntropy.apply(logits, labels=labels, reduction=reduction)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from math import prod
+
+import numpy as np
 
 from ..autograd import Function, Node
 from ..device import Array, array_module
@@ -12,7 +15,11 @@ Axes = int | tuple[int, ...] | None
 
 
 def _axes(name: str, x: Tensor, axis: Axes) -> tuple[int, ...]:
-    axes = tuple(range(x.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    try:
+        axes = tuple(range(x.ndim)) if axis is None else tuple(
+            operator.index(a) for a in ((axis,) if isinstance(axis, int | np.integer) else axis))
+    except TypeError:
+        raise TypeError(f"{name}: axis {axis!r} is neither an int nor a tuple of ints") from None
     for a in axes:
         if not -x.ndim <= a < x.ndim:
             raise ValueError(f"{name}: axis {a} is out of range for a tensor of shape {x.shape}")

@@ -105,17 +105,17 @@ class ToDevice(Function):
 
 def reshape(x: Tensor, shape: int | Sequence[int]) -> Tensor:
     """`x` in another shape of as many elements; one length may be -1."""
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
     try:
         return Reshape.apply(x, shape=shape)
-    except ValueError:
+    except (TypeError, ValueError):
         raise ValueError(f"reshape: a tensor of shape {x.shape} cannot become {shape}") from None
 
 
 def transpose(x: Tensor, axes: Sequence[int] | None = None) -> Tensor:
     """`x` with its axes in the order `axes`; by default reversed."""
     order = tuple(range(x.ndim))[::-1] if axes is None else tuple(
-        (axes,) if isinstance(axes, int) else axes)
+        (axes,) if isinstance(axes, int | np.integer) else axes)
     order = tuple(a + x.ndim if a < 0 else a for a in order)
     if sorted(order) != list(range(x.ndim)):
         raise ValueError(f"transpose: axes {axes} is no order of the {x.ndim} axes of a tensor of "
@@ -132,6 +132,7 @@ def index(x: Tensor, key: Any) -> Tensor:
 
 def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """`tensors` joined along `axis`; their other lengths must agree."""
+    tensors = tuple(tensors)
     first = _first("concatenate", tensors, axis)
     axis %= first.ndim
     for i, t in enumerate(tensors):
@@ -143,6 +144,7 @@ def concatenate(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """`tensors` of one shape joined along a new axis."""
+    tensors = tuple(tensors)
     if not tensors:
         raise ValueError("stack: needs at least one tensor, got none")
     rank = tensors[0].ndim + 1
@@ -165,6 +167,8 @@ def pad(x: Tensor, widths: Sequence[tuple[int, int]], value: float = 0.0) -> Ten
     if len(pairs) != x.ndim or any(n < 0 for pair in pairs for n in pair):
         raise ValueError(f"pad: expected a pair of widths >= 0 for each of {x.ndim} axes, "
                          f"got {widths}")
+    if x.dtype.kind != "f" and not float(value).is_integer():
+        raise ValueError(f"value: got {value}, which a tensor of {x.dtype} cannot hold")
     return Pad.apply(x, widths=pairs, value=value)
 
 

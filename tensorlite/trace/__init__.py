@@ -1,6 +1,8 @@
 """Stepping through the gradient flow: record a program, then look at it.
 
+    >>> import tensorlite as tl
     >>> from tensorlite import trace
+    >>> x = tl.Tensor([1.0, 2.0], requires_grad=True)
     >>> with trace.record() as tape:
     ...     loss = (x * x).sum()
     ...     loss.backward()

@@ -710,6 +710,13 @@ def test_wrong_shape_of_a_gradient():
         total.backward()
 
 
+@pytest.mark.parametrize("result", [[1.0], 2.0])
+def test_no_array_as_a_gradient(result):
+    with pytest.raises(RuntimeError, match=r"broken: backward returned <class '(list|float)'> for "
+                                           r"an input of shape \(1,\)"):
+        broken(lambda grad: (grad, result)).apply(leaf(1.0), leaf(2.0)).backward()
+
+
 # Errors
 
 
@@ -720,6 +727,17 @@ def test_nothing_to_differentiate():
         product = leaf(1.0) * 2.0
     with pytest.raises(RuntimeError, match="does not depend on a tensor that requires_grad"):
         product.backward()
+
+
+def test_a_leaf_that_became_one_of_integers_is_refused():
+    told, changed = Tensor([1, 2, 3]), leaf(1.0, 2.0, 3.0)
+    told.requires_grad = True
+    changed.data = np.array([1, 2, 3])
+    for x in (told, changed):
+        total = (x * 0.5).sum()
+        with pytest.raises(TypeError, match="requires_grad: only a floating-point .* is int64"):
+            total.backward()
+        assert x.grad is None
 
 
 def test_backward_from_many_elements_needs_a_gradient():

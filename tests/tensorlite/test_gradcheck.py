@@ -164,3 +164,15 @@ def test_numerical_gradient_is_good_to_ten_digits():
     np.testing.assert_array_equal(some, gradient[[5, 2]])
     with pytest.raises(ValueError, match="array: must be contiguous"):
         numerical_gradient(lambda: 0.0, x.T)
+
+
+@pytest.mark.parametrize("one", [Tensor(np.ones(3)), np.ones((1, 3)), Tensor(2.0)])
+def test_one_array_is_no_sequence_of_inputs(one):
+    with pytest.raises(TypeError, match="inputs: expected a sequence of tensors or arrays, got "):
+        gradcheck(lambda x: x * x, one)
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_no_samples_would_pass_anything(samples: int):
+    with pytest.raises(ValueError, match=f"samples: expected an int >= 1, got {samples}"):
+        gradcheck(lambda x: x * x, [draw(3)], samples=samples)

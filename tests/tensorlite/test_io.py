@@ -180,6 +180,12 @@ def test_what_safetensors_cannot_hold_is_named(tmp_path, arrays, metadata, named
     assert not list(tmp_path.iterdir())
 
 
+def test_a_name_that_safetensors_keeps_for_itself_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="arrays: the name '__metadata__'"):
+        tio.save_safetensors(tmp_path / "a.safetensors", {"__metadata__": np.zeros(1)})
+    assert not any(tmp_path.iterdir())
+
+
 # .npz
 
 

@@ -30,6 +30,13 @@ def test_a_fraction_does_not_become_an_integer():
     assert (Tensor([1, 2]) + 1).dtype == np.int64
 
 
+def test_a_number_does_not_become_a_truth_value():
+    mask = Tensor([True, False])
+    for result, expected in ((mask * 3, [3, 0]), (2 + mask, [3, 2]), (1 - mask, [0, 1])):
+        assert (result.dtype, result.numpy().tolist()) == (np.int64, expected)
+    assert (mask * True).dtype == bool
+
+
 @pytest.mark.parametrize(("shape", "expected"), [
     ((2, 3), [[1, 2, 3], [4, 5, 6]]), ((3,), [5, 7, 9]), ((1, 3), [[5, 7, 9]]),
     ((2, 1), [[6], [15]]), ((1, 1), [[21]]), ((), 21),
@@ -81,6 +88,10 @@ def test_zero_to_a_variable_power():
     exponent = leaf(2.0)
     (Tensor(np.zeros(1)) ** exponent).backward()
     assert exponent.grad.tolist() == [0.0]
+    exponent = leaf(-1.0)
+    with np.errstate(divide="ignore"):
+        (Tensor(np.zeros(1)) ** exponent).backward()
+    assert exponent.grad.tolist() == [-np.inf]
 
 
 def test_number_to_a_variable_power():
@@ -122,5 +133,7 @@ def test_dropout_errors():
             tl.dropout(leaf(1.0), p, rng=np.random.default_rng(0))
     with pytest.raises(ValueError, match="rng: dropout in training needs a numpy.random.Generator"):
         tl.dropout(leaf(1.0), 0.5)
+    with pytest.raises(ValueError, match=r"rng: .* needs a numpy.random.Generator, got 7"):
+        tl.dropout(leaf(1.0), 0.5, rng=7)
     with pytest.raises(TypeError, match="x: expected a floating-point tensor, got int64"):
         tl.dropout(Tensor([1, 2]), 0.5, rng=np.random.default_rng(0))

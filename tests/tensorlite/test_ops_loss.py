@@ -50,6 +50,14 @@ def refused(error: type[Exception], message: str, shape=(3, 4), labels=(0, 1, 2)
         tl.cross_entropy(Tensor(np.ones(shape)), np.array(labels), **options)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int64, bool])
+def test_logits_of_integers_are_those_of_their_values(dtype):
+    logits = np.array([[0, 100, 1], [1, 0, 0]]).astype(dtype)
+    for op in (tl.softmax, tl.log_softmax, lambda x: tl.cross_entropy(x, [0, 2])):
+        np.testing.assert_array_equal(op(Tensor(logits)).numpy(),
+                                      op(Tensor(logits.astype(np.float64))).numpy())
+
+
 def test_errors_name_argument_and_values():
     refused(ValueError, "cross_entropy: expected logits (N, classes) and labels (N,), got (3, 4) "
                         "and (2,)", labels=(0, 1))

@@ -40,3 +40,14 @@ def test_axes_that_are_not_there(op):
             op(x, axis)
     with pytest.raises(ValueError, match=rf"{op.__name__}: axis \(0, -2\) names an axis twice"):
         op(x, (0, -2))
+    for axis in (1.0, "0", (0, None)):
+        with pytest.raises(TypeError, match=rf"{op.__name__}: axis .* is neither an int nor a "):
+            op(x, axis)
+
+
+@pytest.mark.parametrize("op", [tl.sum, tl.mean, tl.max])
+def test_axes_of_numpy(op):
+    x = Tensor(np.arange(6.0).reshape(2, 3))
+    for axis in (np.int64(-1), (np.int32(0), np.int64(1)), [0, 1]):
+        plain = tuple(map(int, axis)) if isinstance(axis, tuple | list) else int(axis)
+        np.testing.assert_array_equal(op(x, axis).numpy(), op(x, plain).numpy())

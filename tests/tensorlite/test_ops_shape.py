@@ -42,7 +42,8 @@ def test_index_out_of_bounds():
 
 
 def test_reshape_errors():
-    for shape in ((4,), (-1, 4), (-1, -1)):
+    assert ones(2, 3).reshape(np.int64(6)).shape == (6,)
+    for shape in ((4,), (-1, 4), (-1, -1), (2.0, 3)):
         with pytest.raises(ValueError) as caught:
             tl.reshape(ones(2, 3), shape)
         assert str(caught.value) == f"reshape: a tensor of shape (2, 3) cannot become {shape}"
@@ -53,7 +54,13 @@ def test_transpose_errors():
         with pytest.raises(ValueError, match=r"transpose: axes .* is no order of the 2 axes of a "
                                              r"tensor of shape \(2, 3\)"):
             tl.transpose(ones(2, 3), axes)
-    assert tl.transpose(ones(3), 0).shape == (3,)
+    assert tl.transpose(ones(3), 0).shape == tl.transpose(ones(3), np.int64(0)).shape == (3,)
+
+
+def test_any_sequence_of_tensors_is_joined():
+    rows = ones(2, 3)
+    assert tl.concatenate(row for row in rows).shape == tl.concatenate(rows).shape == (6,)
+    assert tl.stack(row for row in rows).shape == tl.stack(rows).shape == (2, 3)
 
 
 def test_concatenate_errors():
@@ -80,3 +87,10 @@ def test_stack_errors():
 def test_pad_errors(widths):
     with pytest.raises(ValueError, match="pad: expected a pair of widths >= 0 for each of 2 axes"):
         tl.pad(ones(2, 3), widths)
+
+
+def test_integers_are_not_padded_with_a_fraction():
+    assert tl.pad(Tensor([1, 2]), [(1, 0)], 3.0).numpy().tolist() == [3, 1, 2]
+    for value in (0.5, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"value: got {value}, which a tensor of int64 cannot"):
+            tl.pad(Tensor([1, 2]), [(1, 0)], value)

@@ -444,3 +444,9 @@ def test_cosine_stays_between_its_ends_and_falls_after_the_warm_up(lr, steps, wa
 def test_schedules_are_validated(make_schedule, message):
     with pytest.raises(ValueError, match=message):
         make_schedule()
+
+
+def test_a_loss_of_many_elements_is_not_scaled():
+    loss = nn.Parameter([1.0, 2.0]) * 2
+    with pytest.raises(ValueError, match=r"loss: expected a scalar, got shape \(2,\)"):
+        optim.LossScaler().backward(loss)

@@ -8,13 +8,19 @@ import numpy as np
 import pytest
 
 import tensorlite as tl
-from tensorlite import Tensor
+from tensorlite import Tensor, trace
 
 
 def test_the_example_of_the_package():
     # Under another NumPy the dtype might be printed in another way; the numbers may not.
     assert doctest.testmod(tl).failed == 0
     assert doctest.testmod(tl).attempted == 5
+
+
+def test_the_example_of_the_trace_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert doctest.testmod(trace).failed == 0
+    assert (tmp_path / "flow.html").stat().st_size > 0
 
 
 @pytest.mark.parametrize(("data", "dtype"), [
@@ -50,6 +56,12 @@ def test_arrays_are_not_copied():
 def test_no_numbers(data, message: str):
     with pytest.raises(TypeError, match=message):
         Tensor(data)
+
+
+@pytest.mark.parametrize("dtype", [complex, str, object])
+def test_a_dtype_of_no_numbers(dtype):
+    with pytest.raises(TypeError, match="data: expected an array of numbers, got ndarray of dtype"):
+        Tensor([1.0], dtype=dtype)
 
 
 def test_integers_have_no_gradient():
@@ -155,3 +167,5 @@ def test_a_tensor_can_be_iterated_over():
     assert len(rows) == 3
     rows[1].sum().backward()
     assert a.grad.tolist() == [[0, 0], [1, 1], [0, 0]]
+    with pytest.raises(TypeError, match=r"tensor of shape \(\) has no elements to iterate over"):
+        list(Tensor(1.0))

@@ -183,6 +183,19 @@ def test_loading_refuses_by_name_and_changes_nothing():
     refused("scale has dtype complex128, expected float32", scale=np.ones(1, complex))
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"), [([1.0, 2.0], "list"), (None, "NoneType"), ("torch", "torch.Tensor")]
+)
+def test_loading_what_is_no_array_is_refused_by_name(value, kind: str):
+    if value == "torch":
+        value = pytest.importorskip("torch").ones(2)
+    layer = Linear(2, 2, rng=0)
+    before = layer.state_dict()
+    with pytest.raises(ValueError, match=f"^state of Linear: bias is a {kind}, expected an array"):
+        layer.load_state_dict({"weight": np.ones((2, 2)), "bias": value})
+    np.testing.assert_array_equal(layer.weight.data, before["weight"])
+
+
 def test_loading_loosely_reports_what_it_passed_over():
     network = Network()
     bias = network.fc.bias.data.copy()
