@@ -99,7 +99,8 @@ class Divide(Function):
     def backward(ctx: Node, grad: Array) -> tuple[Array | None, ...]:
         a, b = ctx.saved
         return (unbroadcast(grad / b, a.shape) if ctx.needs[0] else None,
-                unbroadcast(-grad * a / (b * b), b.shape) if ctx.needs[1] else None)
+                # (b² overflows, or becomes zero, long before a / b² does.)
+                unbroadcast(-grad * (a / b) / b, b.shape) if ctx.needs[1] else None)
 
 
 class Power(Function):
@@ -187,8 +188,10 @@ class Sigmoid(Function):
 
     @staticmethod
     def forward(ctx: Node, x: Array) -> Array:
-        # (1 + tanh(x/2)) / 2 is the same function and cannot overflow.
-        y = 0.5 * (1 + array_module(x).tanh(0.5 * x))
+        # e^-|x| cannot overflow, and e^x / (1 + e^x) is as exact near 0 as elsewhere.
+        xp = array_module(x)
+        small = xp.exp(xp.minimum(x, -1.0 * x))
+        y = xp.where(x >= 0, xp.ones_like(small), small) / (1 + small)
         ctx.save(y)
         return y
 

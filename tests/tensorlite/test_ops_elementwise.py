@@ -64,6 +64,24 @@ def test_sigmoid_and_tanh_do_not_overflow():
     np.testing.assert_array_equal(tl.tanh(x).numpy(), [-1, -1, 0, 1, 1])
 
 
+def test_a_small_sigmoid_is_exact():
+    x = np.array([-80.0, -30.0, -9.0, 0.0, 9.0], np.float32)
+    expected = 1 / (1 + np.exp(-x.astype(np.float64)))
+    np.testing.assert_allclose(tl.sigmoid(Tensor(x)).numpy(), expected, rtol=3e-7)
+    for dtype in (np.uint8, np.int8, bool):
+        x = np.array([0, 1, 128]).astype(dtype)
+        np.testing.assert_allclose(tl.sigmoid(Tensor(x)).numpy(),
+                                   1 / (1 + np.exp(-x.astype(np.float64))), rtol=1e-15)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.float32, 1e-25), (np.float32, 1e25),
+                                              (np.float16, 300.0)])
+def test_gradient_of_a_quotient_where_the_square_is_out_of_range(dtype, value: float):
+    a, b = (Tensor(np.array([value], dtype), requires_grad=True) for _ in range(2))
+    (a / b).backward()
+    np.testing.assert_allclose(b.grad, -1 / b.numpy(), rtol=1e-3)
+
+
 def test_relu_at_zero_and_nan():
     x = leaf(-1.0, 0.0, -0.0, 2.0, np.nan)
     y = tl.relu(x)
