@@ -58,7 +58,10 @@ class Mean(Function):
 
     @staticmethod
     def backward(ctx: Node, grad: Array) -> Array:
-        return _expand(grad / prod(ctx.shape[a] for a in ctx.axes), ctx.axes, ctx.shape)
+        count = prod(ctx.shape[a] for a in ctx.axes)
+        # (A count of 65520 or more is infinite in float16.)
+        share = grad * (1 / count) if grad.dtype == np.float16 else grad / count
+        return _expand(share, ctx.axes, ctx.shape)
 
 
 class Max(Function):

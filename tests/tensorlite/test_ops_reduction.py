@@ -45,6 +45,12 @@ def test_axes_that_are_not_there(op):
             op(x, axis)
 
 
+def test_gradient_of_a_mean_of_more_than_float16_can_count():
+    x = Tensor(np.ones(70_000, np.float16), requires_grad=True)
+    x.mean().backward()
+    np.testing.assert_allclose(x.grad, 1 / 70_000, rtol=1e-2)
+
+
 @pytest.mark.parametrize("op", [tl.sum, tl.mean, tl.max])
 def test_axes_of_numpy(op):
     x = Tensor(np.arange(6.0).reshape(2, 3))
