@@ -204,13 +204,13 @@ def _check(args: argparse.Namespace) -> int:
             with contextlib.suppress(InputError):  # it is not here, or not with its videos
                 videos_folder(Path(made_of))
                 root = Path(made_of)
-    counts = {}
+    found = None
     if args.root is not None:
         found = check_data_set(args.root, args.workers, store.settings if store else None)
-        problems, counts = found.problems, found.frames
+        problems = found.problems
         say(f"data      {args.root}: {found.videos} video files, {found.listed} listed")
     if store is not None:
-        problems += check_store(store, root, args.workers, counts)
+        problems += check_store(store, root, args.workers, found)
         say(f"store     {args.store}: {len(store.lines)} videos, {store.nbytes / 1e9:.3f} GB, "
             + (one_line(f"compared with {root}") if root
                else "compared with no data set (see --root)"))

@@ -4,9 +4,11 @@ Reading a data set stops at the first thing that is wrong. Here all of it is loo
 is decoded to its end, and each finding is a `Problem` of one of these kinds:
 
     missing         a listed video is not on disk; a store lacks one
-    extra           a file that no list has; a store has a video or a file that nothing refers to
+    extra           a file that no list has; a store has a video, a file or bytes that nothing
+                    refers to
     corrupt         a video, or a frame in a store, does not decode
-    truncated       a file ends before the end that it declares, or that a store's index does
+    truncated       a file ends before the end that it declares, or that a store's index does; or
+                    a store's index within a line
     unreadable      the system does not let us read a file or folder
     same-bytes      two videos are the same, byte for byte
     same-name       two files of one name, but for upper and lower case
@@ -26,6 +28,7 @@ is decoded to its end, and each finding is a `Problem` of one of these kinds:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,13 +57,14 @@ class Problem(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What `check_data_set` found. frames: by the video's name in lower case, how many a store
-    keeps of it, where it can be decoded."""
+    """What `check_data_set` found. frames, sha256s: by the video's name in lower case, how many
+    frames a store keeps of it, and what its bytes are, where it can be decoded."""
 
     problems: list[Problem]
     videos: int
     listed: int
     frames: dict[str, int]
+    sha256s: dict[str, str]
 
 
 class _Entry(NamedTuple):
@@ -107,6 +111,7 @@ def check_data_set(root: str | os.PathLike[str], workers: int = 1,
     for path in paths:
         problems.extend(_misplaced(path, lists))
     frames: dict[str, int] = {}
+    sha256s: dict[str, str] = {}
     first: dict[str, Path] = {}
     videos = [path for path in paths if path.suffix.lower() == ".avi"]
     results = in_processes(inspect, videos, workers, crashed)
@@ -116,12 +121,13 @@ def check_data_set(root: str | os.PathLike[str], workers: int = 1,
             if seen.problem is not None:
                 problems.append(seen.problem)
                 continue
+            sha256s[path.stem.lower()] = seen.sha256
             if settings is not None:
                 frames[path.stem.lower()] = _kept(seen.total, settings)
             if (other := first.setdefault(seen.sha256, path)) != path:
                 problems.append(Problem("same-bytes", str(path),
                                         f"the same bytes as {_short(other)}"))
-    return Found(problems, len(videos), len(lists.listed), frames)
+    return Found(problems, len(videos), len(lists.listed), frames, sha256s)
 
 
 def inspect(path: Path) -> _Seen:
@@ -296,13 +302,14 @@ def _sides(number: int, files: Sequence[Path], train: Sequence[_Entry], test: Se
 
 
 def check_store(store: FrameStore, root: str | os.PathLike[str] | None = None, workers: int = 1,
-                frames: Mapping[str, int] | None = None) -> list[Problem]:
+                found: Found | None = None) -> list[Problem]:
     """Look at everything in a store, opened `tolerant`; compare it with the data set under `root`,
-    if one is given, and with counts of frames (`Found.frames`). InputError where `root` is none."""
+    if one is given, and with what was found there. InputError where `root` is none."""
     problems = [Problem("index", f"{store.index}:{number}", what) for number, what in store.damage]
     lines = list(store.lines.values())
+    problems += _left_over(store)
     if root is not None:
-        problems += _compare(store, Path(root), frames or {})
+        problems += _compare(store, Path(root), found)
     problems += [Problem("unusable", f"{store.index}: {line.video}", line.bad)
                  for line in lines if line.bad is not None]
     absent = {line.shard for line in lines
@@ -319,6 +326,22 @@ def check_store(store: FrameStore, root: str | os.PathLike[str] | None = None, w
             shown.update()
             problems += result
     return problems
+
+
+def _left_over(store: FrameStore) -> Iterator[Problem]:
+    """What a killed writer leaves; a store that was not copied to its end has it too."""
+    size = store.index.stat().st_size if store.index.is_file() else 0
+    if size > store.index_bytes:
+        yield Problem("truncated", str(store.index), f"ends within a line, {size} bytes of which "
+                                                     f"{store.index_bytes} are whole lines")
+    if store.damage:  # (a line that is damaged may refer to what comes last)
+        return
+    for number, end in sorted(store.ends.items()):
+        path = store.shard(number)
+        with contextlib.suppress(OSError):  # (what cannot be read is said of its videos)
+            if path.is_file() and (size := path.stat().st_size) > end:
+                yield Problem("extra", str(path), f"{size - end} bytes at its end that the index "
+                                                  "does not refer to")
 
 
 def _verify(store: FrameStore, line: Line) -> list[Problem]:
@@ -348,7 +371,7 @@ def _reason(error: InputError) -> str:
     return text.partition("are damaged: ")[2].partition("; recres.data prepare")[0] or text
 
 
-def _compare(store: FrameStore, root: Path, frames: Mapping[str, int]) -> Iterator[Problem]:
+def _compare(store: FrameStore, root: Path, found: Found | None) -> Iterator[Problem]:
     """How a store is not of the data set under `root`."""
     folder = videos_folder(root)
     lists = _read_lists(root)  # (what is wrong with the lists is the data set's affair)
@@ -374,8 +397,10 @@ def _compare(store: FrameStore, root: Path, frames: Mapping[str, int]) -> Iterat
             why = differs(line, path) if path else "is gone"
         except OSError as error:
             why = f"cannot be read: {error.strerror}"
+        if not why and found and found.sha256s.get(key, line.sha256) != line.sha256:
+            why = "has other bytes now, but the same time of change"  # a disk may do that
         if why:
             yield Problem("stale", where, f"made of {path or folder / entry_.file}, which {why}")
-        elif frames.get(key, line.frames) != line.frames:
+        elif found and found.frames.get(key, line.frames) != line.frames:
             yield Problem("frame-count", where, f"{line.frames} frames are kept, of the video it "
-                          f"would be {frames[key]}")
+                          f"would be {found.frames[key]}")

@@ -393,6 +393,36 @@ def test_a_missing_shard_and_a_damaged_index_are_found(root, capsys):
     assert f"{'all':16} {2:6}" in out
 
 
+def test_a_video_that_changed_without_its_time_is_found(root, tmp_path):
+    assert prepare(root) == 0
+    path = root / "UCF-101" / "Jump" / "v_Jump_g01_c01.avi"
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    data_ = bytearray(path.read_bytes())
+    data_[-1] ^= 1  # of its index, without which it decodes all the same
+    path.write_bytes(data_)
+    os.utime(path, ns=times)
+    assert check("--root", root, "--store", root / "frames", "--json", tmp_path / "p.json") == 1
+    (problem,) = json.loads((tmp_path / "p.json").read_text())["problems"]
+    assert problem["kind"] == "stale" and "Jump/v_Jump_g01_c01.avi" in problem["where"]
+    assert problem["what"].endswith("other bytes now, but the same time of change")
+
+
+@pytest.mark.parametrize("left, kind, what", [
+    (lambda index, shard: os.truncate(index, index.stat().st_size - 1), "truncated",
+     "ends within a line"),
+    (lambda index, shard: index.write_bytes(b"".join(index.read_bytes().splitlines(True)[:-1])),
+     "extra", "bytes at its end that the index does not refer to"),
+    (lambda index, shard: shard.write_bytes(shard.read_bytes() + b"more"), "extra", "4 bytes at")])
+def test_a_store_whose_end_is_not_its_own_is_found_without_the_data_set(root, left, kind, what):
+    assert prepare(root) == 0
+    store = FrameStore(root / "frames")
+    left(store.index, store.shard(0))
+    problems = check_store(FrameStore(root / "frames"))
+    assert any(problem.kind == kind and what in problem.what for problem in problems)
+    assert {Path(problem.where) for problem in problems} <= {store.index, store.shard(0)}
+    assert prepare(root) == 0 and check_store(FrameStore(root / "frames")) == []
+
+
 def test_what_is_damaged_is_made_again_where_that_is_asked_for(root, capsys):
     """A byte of a shard, and a line of the index; what is whole is not decoded again."""
     prepare(root, "--codec", "raw")
