@@ -23,8 +23,8 @@ import signal
 import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing import reduction, resource_tracker
+from collections.abc import Mapping, Sequence
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -36,7 +36,7 @@ from recres import limits
 from recres.commands import RunFailed
 from recres.config import PLACES
 from recres.loader import Chunk, FrameLoader
-from recres.video.processes import begin
+from recres.video.processes import begin, signals_blocked
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SECONDS = 5.0  # until a process whose pipe is closed has ended
@@ -146,7 +146,7 @@ class WorkerLoader:
                     target=_work, args=(there, limits.values(), first, self._shape), daemon=True,
                     name=f"loader-{number}")
                 self._workers.append(_Worker(process, here, places[first : first + PLACES]))
-                with there, _signals_blocked():
+                with there, signals_blocked(_SIGNALS):  # (the parent then saves what there is)
                     process.start()
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     for descriptor in (loader, chunks):
@@ -274,19 +274,6 @@ class WorkerLoader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """What is started within never gets Ctrl-C or SIGTERM, not even before its first line: the
-    parent saves what there is to save meanwhile, and ends it."""
-    resource_tracker.ensure_running()  # starting that would let the signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # this may raise what has just come
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _memory(opened: contextlib.ExitStack, name: str, nbytes: int) -> int:

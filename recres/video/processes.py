@@ -12,9 +12,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 import cv2
@@ -46,7 +47,7 @@ def in_processes(function: Callable[[Item], Result], items: Iterable[Item], work
         try:
             while left or pending:
                 while left and len(pending) < 3 * workers:
-                    pending.append((left[0], pool.submit(function, left[0])))
+                    pending.append((left[0], _submit(pool, function, left[0])))
                     left.popleft()
                 result = pending[0][1].result()
                 pending.popleft()
@@ -70,7 +71,7 @@ def _one_by_one(function: Callable[[Item], Result],
             else:
                 pool = pool or open_pools.enter_context(_pool(1))
                 try:
-                    result = pool.submit(function, item).result()
+                    result = _submit(pool, function, item).result()
                 except BrokenProcessPool:
                     pool, result = None, crashed(item)
             yield result
@@ -81,6 +82,27 @@ def _pool(workers: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(workers, mp_context=context, initializer=begin,
                                initargs=(limits.values(),))
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result],
+            item: Item) -> Future[Result]:
+    # It starts a process while there are fewer than there may be. (Not SIGTERM: a pool of which one
+    # process has died ends the others by it.)
+    with signals_blocked((signal.SIGINT,)):
+        return pool.submit(function, item)
+
+
+@contextlib.contextmanager
+def signals_blocked(numbers: Sequence[int]) -> Iterator[None]:
+    """A process that is started within never gets these signals, not even before its first line,
+    which the terminal's Ctrl-C sends to all: the parent ends it."""
+    resource_tracker.ensure_running()  # starting that would let the signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # this may raise what has just come
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin(known: Mapping[str, int]) -> None:

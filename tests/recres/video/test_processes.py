@@ -33,6 +33,18 @@ def test_a_process_that_dies_costs_its_own_item_alone():
     assert list(results) == [0, -1, 2]
 
 
+def blocked(item: int) -> set[int]:
+    return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_ctrl_c_does_not_reach_a_process_that_is_being_started():
+    """A terminal sends it to all of them: each would show a traceback of its first imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    for mask in in_processes(blocked, range(2), 2, crashed=set):
+        assert signal.SIGINT in mask and signal.SIGTERM not in mask
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def most_frames(item: int) -> int:
     return limits.VIDEO_FRAMES
 
