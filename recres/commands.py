@@ -88,8 +88,9 @@ def bar(text: str, unit: str, total: int | None = None) -> Any:
 
 
 def say(text: str) -> None:
-    """Print a line, above a progress bar that may be there."""
-    tqdm.write(text, file=sys.stdout)
+    """Print a line, above a progress bar that may be there. Bytes of names that are no UTF-8 are
+    escaped."""
+    tqdm.write(text.encode(errors="backslashreplace").decode(), file=sys.stdout)
     sys.stdout.flush()
 
 

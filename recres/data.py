@@ -28,7 +28,7 @@ from recres.config import MOST_THREADS, Config
 from recres.data_check import check_data_set, check_store, videos_folder
 from recres.datasets import Video, ucf101
 from recres.errors import InputError
-from recres.files import write_json
+from recres.files import naming, write_json
 from recres.video.decode import VideoError
 from recres.video.frame_index import CODECS, Line, Settings
 from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
@@ -119,7 +119,8 @@ def _prepare(args: argparse.Namespace) -> int:
     root = Path(options.root)
     out = args.out or (root.parent if root.name == "UCF-101" else root) / "frames"
     videos = _listed(options)
-    about = {"data": options.data, "root": os.path.abspath(root), "opencv": cv2.__version__}
+    about = {"data": options.data, "root": _text(os.path.abspath(root)),
+             "opencv": cv2.__version__}
     with FrameStoreWriter(out, settings, about, repair=args.repair) as writer:
         with bar("comparing", "video", len(videos)) as shown:
             missing = writer.missing(videos, shown.update)
@@ -170,10 +171,8 @@ def _fill(writer: FrameStoreWriter, missing: Sequence[Video], skip_bad: bool, wo
         for video, (line, data) in zip(missing, results, strict=True):
             if line.bad is not None and not skip_bad:
                 raise VideoError(video.path, line.bad)
-            try:
+            with naming(writer.path):
                 writer.add(line, data)
-            except OSError as error:  # "no space left" alone does not say where
-                raise OSError(error.errno, error.strerror, str(writer.path)) from error
             frames += line.frames
             shown.update()
     return frames

@@ -95,9 +95,16 @@ def parse_json(text: str | bytes, where: str | os.PathLike[str]) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON; the file appears whole, and is on disk, or not at all."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    try:
+    with naming(path):
         write_bytes(path, f"{text}\n".encode())
-    except OSError as error:  # "no space left" alone does not say where
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError within is one of `path`: "no space left" alone does not say where."""
+    try:
+        yield
+    except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

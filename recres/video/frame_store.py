@@ -39,7 +39,7 @@ import numpy as np
 from recres import limits
 from recres.datasets import Video
 from recres.errors import InputError
-from recres.files import append, open_regular, refuse_links, write_json
+from recres.files import append, naming, open_regular, refuse_links, write_json
 from recres.video.decode import VideoError, check_bytes, iter_frames
 from recres.video.frame_index import (
     FORMAT,
@@ -391,7 +391,8 @@ class FrameStoreWriter:
         if self.store.index.exists():
             os.truncate(self.store.index, self.store.index_bytes)
         if self.store.damage:  # (and `repair`)
-            write_bytes(self.store.index, b"".join(map(_json_line, self.store.lines.values())))
+            with naming(self.path):
+                write_bytes(self.store.index, b"".join(map(_json_line, self.store.lines.values())))
 
     def missing(self, videos: Sequence[Video], seen: Callable[[], object] = lambda: None
                 ) -> list[Video]:
@@ -452,7 +453,8 @@ class FrameStoreWriter:
         self._note(line)
 
     def _note(self, line: Line) -> None:
-        append(self.store.index, _json_line(line))
+        with naming(self.path):
+            append(self.store.index, _json_line(line))
         self.store.note(line)
 
 

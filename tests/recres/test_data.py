@@ -566,6 +566,27 @@ def test_a_full_disk_is_said_with_the_store(root, capsys, monkeypatch):
     assert f"No space left on device: '{root / 'frames'}'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("writes, options", [("append", []), ("write_bytes", ["--repair"])])
+def test_a_full_disk_is_said_while_a_store_is_compared(root, capsys, monkeypatch, writes, options):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert prepare(root) == 0
+    os.utime(root / "UCF-101" / "Jump" / "v_Jump_g01_c01.avi", (1, 1))
+    if options:
+        edit(root / "frames" / "videos.jsonl", '{"video": "Jump', "{'video': \"Jump")
+    monkeypatch.setattr(frame_store, writes, full)
+    assert prepare(root, *options) == 1
+    assert f"No space left on device: '{root / 'frames'}'" in capsys.readouterr().err
+
+
+def test_a_data_set_in_a_folder_whose_name_is_no_text(root, capsys):
+    folder = Path(os.fsdecode(os.fsencode(root.parent) + b"/\xff"))
+    root.rename(folder)
+    assert prepare(folder) == 2
+    assert "v_Jump_g01_c01.avi: the name is not valid UTF-8" in capsys.readouterr().err
+
+
 def test_check_refuses_what_is_no_data_set_or_store(root, tmp_path, capsys):
     for arguments, text in (
         ((), "check: expected --root DIR, --store STORE, or both"),
