@@ -93,10 +93,17 @@ def parse_json(text: str | bytes, where: str | os.PathLike[str]) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON; the file appears whole, and is on disk, or not at all."""
+    """Write `value` as JSON; the file appears whole, and is on disk, or not at all. InputError for
+    a text that is none in UTF-8, such as a folder's name may be."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        data = f"{text}\n".encode()
+    except UnicodeEncodeError as error:
+        line = text[: error.start].rpartition("\n")[2] + text[error.start :].partition("\n")[0]
+        raise InputError(f"{ascii(os.fspath(path))[1:-1]}: {ascii(line.strip())}: expected names "
+                         "in UTF-8") from None
     with naming(path):
-        write_bytes(path, f"{text}\n".encode())
+        write_bytes(path, data)
 
 
 @contextlib.contextmanager

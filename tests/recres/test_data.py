@@ -585,6 +585,11 @@ def test_a_data_set_in_a_folder_whose_name_is_no_text(root, capsys):
     root.rename(folder)
     assert prepare(folder) == 2
     assert "v_Jump_g01_c01.avi: the name is not valid UTF-8" in capsys.readouterr().err
+    run = root.parent / "run"
+    assert train.main(["--data", "ucf101", "--root", str(folder), "--holdout", "0.3", "--threads",
+                       "1", "--skip-bad", "--out", str(run), "--width", "4"]) == 2
+    error = capsys.readouterr().err
+    assert "config.json: " in error and r"\udcff" in error and "names in UTF-8" in error
 
 
 def test_check_refuses_what_is_no_data_set_or_store(root, tmp_path, capsys):
