@@ -44,9 +44,9 @@ def curves(log: Path, path: Path) -> None:
         for name, colour in (("video_error", ORANGE), ("chunk_error", BLUE)):
             error.plot(epochs, [line[name] for line in held], color=colour, marker=".",
                        label=name.replace("_", " "))
-        best = [line for line in held if line["best"]][-1]
-        error.plot(best["epoch"], best["video_error"], "o", color=ORANGE, markersize=9,
-                   markerfacecolor="none", label=f"best, epoch {best['epoch']}")
+        for best in [line for line in held if line["best"]][-1:]:  # (its line may be lost)
+            error.plot(best["epoch"], best["video_error"], "o", color=ORANGE, markersize=9,
+                       markerfacecolor="none", label=f"best, epoch {best['epoch']}")
         error.legend(frameon=False, loc="best")
     loss.set(title="cross-entropy", xlabel="epoch")
     loss.set_ylim(bottom=0)

@@ -285,6 +285,16 @@ def test_pictures_of_a_run_with_skipped_updates(trained, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
+def test_pictures_of_a_run_whose_log_has_lost_its_best_epoch(trained, tmp_path):
+    pytest.importorskip("matplotlib")
+    from recres import pictures
+
+    lines = (trained / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(lines.replace('"best": true', '"best": false'))
+    pictures.curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
 # A GPU that is full
 
 @pytest.mark.parametrize("module", [train, evaluate, predict])
