@@ -130,8 +130,8 @@ def _prepare(args: argparse.Namespace) -> int:
             f"context up to {settings.context}, {size}, {codec}")
         say(f"store     {out}: {len(videos) - len(missing)} videos are there, {len(missing)} are "
             f"missing{', damaged' if args.repair else ''} or have changed")
-        began, before = time.perf_counter(), writer.store.nbytes
-        frames = _fill(writer, missing, options.skip_bad, args.workers)
+        began = time.perf_counter()
+        frames, nbytes = _fill(writer, missing, options.skip_bad, args.workers)
         seconds = time.perf_counter() - began
         lines = [writer.store.lines[video.name.lower()] for video in videos]
         for line in lines:
@@ -139,7 +139,7 @@ def _prepare(args: argparse.Namespace) -> int:
                 _note_bad(root, line, options.skip_bad)
         if missing:
             say(f"made      {frames} frames of {len(missing)} videos, "
-                f"{(writer.store.nbytes - before) / 1e9:.3f} GB in {seconds:.1f} s: "
+                f"{nbytes / 1e9:.3f} GB in {seconds:.1f} s: "
                 f"{frames / seconds:.0f} frames/s")
         say(f"complete  {sum(line.frames for line in lines)} frames, "
             f"{writer.store.nbytes / 1e9:.3f} GB")
@@ -162,9 +162,10 @@ def _has_lists(root: Path, number: int) -> bool:
                for folder in (root / "ucfTrainTestlist", root, root.parent / "ucfTrainTestlist"))
 
 
-def _fill(writer: FrameStoreWriter, missing: Sequence[Video], skip_bad: bool, workers: int) -> int:
-    """Decode and add these videos; the number of their frames."""
-    frames = 0
+def _fill(writer: FrameStoreWriter, missing: Sequence[Video], skip_bad: bool, workers: int
+          ) -> tuple[int, int]:
+    """Decode and add these videos; the number of their frames, and their bytes in the store."""
+    frames = nbytes = 0
     results = in_processes(partial(encode_video, settings=writer.settings), missing, workers,
                            crashed)
     with bar("decoding", "video", len(missing)) as shown:
@@ -173,9 +174,9 @@ def _fill(writer: FrameStoreWriter, missing: Sequence[Video], skip_bad: bool, wo
                 raise VideoError(video.path, line.bad)
             with naming(writer.path):
                 writer.add(line, data)
-            frames += line.frames
+            frames, nbytes = frames + line.frames, nbytes + len(data)
             shown.update()
-    return frames
+    return frames, nbytes
 
 
 def crashed(video: Video) -> tuple[Line, bytes]:

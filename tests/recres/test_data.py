@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -101,6 +102,20 @@ def test_all_splits_are_in_the_store_and_other_options_are_refused(root, capsys)
     ):
         assert prepare(root, *options) == 2
         assert text in capsys.readouterr().err
+
+
+def test_what_is_made_anew_is_counted(root, capsys):
+    big = root / "UCF-101" / "Jump" / "v_Jump_g01_c01.avi"
+    write = cv2.VideoWriter(str(big), cv2.VideoWriter.fourcc(*"MJPG"), 25, (640, 480))
+    for _ in range(7):
+        write.write(np.zeros((480, 640, 3), np.uint8))
+    write.release()
+    assert prepare(root, "--codec", "raw") == 0
+    with open(big, "ab") as file:
+        file.write(b"more")
+    capsys.readouterr()
+    assert prepare(root, "--codec", "raw") == 0  # 3 frames of 640x480x3
+    assert "made      3 frames of 1 videos, 0.003 GB in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("codec", ["raw", "jpeg"])
