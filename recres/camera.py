@@ -34,6 +34,8 @@ class Camera:
         self.shown = f"--camera {what}"
         self.dropped, self.rate, self.stalled = 0, 25.0, False
         self._path = None if what.isdecimal() else what
+        if self._path is None and len(what) > 9:
+            raise InputError(f"{self.shown}: no camera has such a number")  # (nor has C's int)
         self._frames: queue.Queue[tuple[int, np.ndarray] | None] = queue.Queue(WAITING)
         self._end = threading.Event()
         self._thread: threading.Thread | None = None

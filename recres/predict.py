@@ -95,8 +95,10 @@ def _predict(args: argparse.Namespace) -> int:
 
 def _predict_all(model: VideoResNet, classes: Sequence[str], options: Config, convention: str,
                  args: argparse.Namespace) -> int:
-    status, taken = 0, set[Path]()
-    for path in args.videos:
+    status = 0
+    targets = (_targets(args.write, args.videos) if args.write is not None else
+               [None] * len(args.videos))
+    for path, target in zip(args.videos, targets, strict=True):
         try:
             if args.stream:
                 _print_stream(model, classes, options, convention, path)
@@ -106,8 +108,7 @@ def _predict_all(model: VideoResNet, classes: Sequence[str], options: Config, co
             print(path)
             for label in order:
                 print(f"  {posterior[label]:.3f}  {classes[label]}")
-            if args.write is not None:
-                target = _target(args.write, path, taken)
+            if target is not None:
                 text = f"{classes[order[0]]} {posterior[order[0]]:.2f}"
                 write_labelled(path, target, text)
                 print(f"  written to {target}")
@@ -267,15 +268,21 @@ def _answer(live: Live, classes: Sequence[str]) -> str:
     return f"{live.posterior[label]:.2f} {classes[label]}"
 
 
-def _target(folder: Path, video: Path, taken: set[Path]) -> Path:
-    """Where the labelled copy goes; never onto a video that was given or written before it."""
-    target, number = folder / f"{video.stem}.avi", 2
-    while target in taken:
-        target, number = folder / f"{video.stem}-{number}.avi", number + 1
-    if target.exists() and target.samefile(video):
-        raise InputError(f"--write {folder}: {target} is the video itself")
-    taken.add(target)
-    return target
+def _targets(folder: Path, videos: Sequence[Path]) -> list[Path]:
+    """Where the labelled copies go, each onto no other. InputError where one would go onto a video
+    that was given."""
+    given = {os.path.realpath(video) for video in videos}
+    targets: dict[Path, None] = {}
+    for video in videos:
+        target, number = folder / f"{video.stem}.avi", 2
+        while target in targets:
+            target, number = folder / f"{video.stem}-{number}.avi", number + 1
+        if (there := os.path.realpath(target)) in given:
+            what = ("is the video itself" if there == os.path.realpath(video) else
+                    f"is a video that was given, the copy of {video} would replace it")
+            raise InputError(f"--write {folder}: {target} {what}")
+        targets[target] = None
+    return list(targets)
 
 
 def write_labelled(path: Path, target: Path, text: str) -> None:

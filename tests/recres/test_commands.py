@@ -237,6 +237,20 @@ def test_predict_never_writes_onto_the_video(trained, figures_root, tmp_path, ca
         "video.avi", "video-2.avi", source.name}
 
 
+def test_predict_never_writes_onto_another_video_that_was_given(trained, figures_root, tmp_path,
+                                                                capsys):
+    first, second = (video.path for video in figures.read(figures_root).test[:2])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    here = Path(shutil.copy(first, tmp_path / "a" / "video.avi"))
+    there = Path(shutil.copy(second, tmp_path / "b" / "video.avi"))
+    for given in ([here, there], [there, here]):
+        assert predict.main([str(trained), *map(str, given), "--write", str(there.parent)]) == 2
+        assert str(there) in one_line(capsys.readouterr().err)
+        assert there.read_bytes() == second.read_bytes()
+        assert [p.name for p in there.parent.iterdir()] == ["video.avi"]
+
+
 def test_a_complete_run_is_not_run_again(trained, capsys):
     before = (trained / "checkpoint.safetensors").stat().st_mtime_ns
     assert train.main(["--resume", str(trained)]) == 0

@@ -245,6 +245,7 @@ def test_what_cannot_be(trained, video, tmp_path, capsys):
     for arguments, text in (([], "expected videos, or --camera"),
                             ([str(video), "--camera", "0"], "looks at no other videos"),
                             (["--camera", "0", "--stream"], "is live anyway"),
+                            (["--camera", "9999999999"], "9: no camera has such a number"),
                             (["--camera", str(tmp_path / "none.avi")], "there is no such file"),
                             (["--camera", str(tmp_path / "no_video.avi")], "that OpenCV can open")):
         assert predict.main([str(trained), *arguments]) == 2
