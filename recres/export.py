@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
@@ -34,14 +33,13 @@ from recres.onnx import require
 from recres.onnx.graph import LEAST_OPSET
 from recres.onnx.networks import chunk_model, stream_model
 from recres.onnx.session import Agreement, Session, compare, runnable_opset
-from recres.runs import Run
+from recres.runs import Run, refuse_own
 from recres.torch_weights import SUFFIXES, save_torch, torch_state
 from recres.video.sample import segment_indices
 from tensorlite.io import write_bytes
 
 STREAMED = 16  # windows of each video that a streaming model is checked on, at most
 SIDE_BY_SIDE = 8  # videos that go through it at once
-OF_A_RUN = re.compile(r"(best|checkpoint(-\d+)?|nonfinite-.*)\.safetensors")  # see `recres.runs`
 OF_THE_MACHINE = ("root", "frames", "weights", "store", "threads", "device", "precision", "workers")
 
 
@@ -83,9 +81,7 @@ def _export(args: argparse.Namespace) -> int:
         raise InputError(f"{args.file.parent}: no such folder")
     if args.file.is_dir():
         raise InputError(f"{args.file}: is a folder, expected the name of a file")
-    if OF_A_RUN.fullmatch(args.file.name) and (args.file.parent / "config.json").is_file():
-        raise InputError(f"{args.file}: the name of a file that the run there is made of, expected "
-                         "another")
+    refuse_own(args.file)
     run = Run.open(args.run)
     options = override(run.config, args)
     if options.weights and args.file.exists() and args.file.resolve() == \

@@ -27,7 +27,7 @@ from recres.datasets import Video, figures
 from recres.errors import InputError
 from recres.loader import Chunk, FrameLoader
 from recres.models import RecurrentResNet, VideoResNet
-from recres.runs import Run
+from recres.runs import Run, refuse_own
 from recres.video.sample import chunk_starts
 from recres.video.source import FrameSource
 from tensorlite import Tensor, cross_entropy, trace
@@ -98,6 +98,7 @@ def _flow(args: argparse.Namespace) -> int:
     for file in filter(None, (target, args.json)):
         if file.is_dir() or not file.parent.is_dir():
             raise InputError(f"{file}: cannot be written there")
+        refuse_own(file)
     subject = _fresh(args) if run is None else _of_run(run, args)
     commands.use_machine(subject.options.threads, "cpu")
     clip = _read(subject, video, args)

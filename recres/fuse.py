@@ -7,6 +7,7 @@ weighted mean of those that, say, a network on frames and one on optical flow gi
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from recres import commands
 from recres.errors import InputError
+from recres.runs import refuse_own
 from recres.scores import SavedScores, read_scores, write_scores
 
 
@@ -41,6 +43,10 @@ def _fuse(args: argparse.Namespace) -> int:
     if args.out is not None and args.out.suffix != ".npz":
         raise InputError(f"--out {args.out}: expected a name that ends in .npz")
     paths = [path / "scores.npz" if path.is_dir() else path for path in args.scores]
+    if args.out is not None:
+        refuse_own(args.out, "--out")
+        if os.path.realpath(args.out) in map(os.path.realpath, paths):
+            raise InputError(f"--out {args.out}: one of the score files that are fused")
     scores = [read_scores(path) for path in paths]
     weights = _parse_weights(args.weights, len(paths))
     fused = fuse(scores, weights, [str(path) for path in paths])

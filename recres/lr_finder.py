@@ -24,6 +24,7 @@ from recres.errors import InputError
 from recres.files import write_json
 from recres.loader import Chunk, plan_epoch, prefetch
 from recres.rehearsal import opened
+from recres.runs import refuse_own
 from recres.trainer import Trainer
 from tensorlite.io import replacing
 
@@ -78,6 +79,8 @@ def _find(args: argparse.Namespace) -> int:
         raise InputError(f"--steps {args.steps}: expected at least 10")
     if args.out.suffix != ".json" or args.out.is_dir() or not args.out.parent.is_dir():
         raise InputError(f"--out {args.out}: expected a .json file in a folder that is there")
+    for file in (args.out, args.out.with_suffix(".png")):
+        refuse_own(file, "--out")
     for name in ("lr", "epochs", "updates", "schedule"):
         if hasattr(args, name):
             raise InputError(f"--{name} {getattr(args, name)}: is what the range test looks for or "

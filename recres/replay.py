@@ -22,6 +22,7 @@ from recres.config import Config
 from recres.errors import InputError
 from recres.files import read_json
 from recres.guard import FORMAT, Batch, Found, again, shown
+from recres.runs import refuse_own
 from recres.summary import count
 from tensorlite import nn, trace
 from tensorlite.io import load_safetensors
@@ -62,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _replay(args: argparse.Namespace) -> int:
-    if args.html is not None and (args.html.is_dir() or not args.html.parent.is_dir()):
-        raise InputError(f"{args.html}: cannot be written there")
+    if args.html is not None:
+        if args.html.is_dir() or not args.html.parent.is_dir():
+            raise InputError(f"{args.html}: cannot be written there")
+        refuse_own(args.html, "--html")
     dump = read(args.dump)
     if args.threads is None:
         args.threads = dump.config.threads

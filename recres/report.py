@@ -21,7 +21,7 @@ from recres.page import film, sections
 from recres.page.markup import Html, el, join
 from recres.page.sections import Shown
 from recres.run_files import check_about, check_evaluations, check_result, check_updates
-from recres.runs import Run, read_metrics
+from recres.runs import Run, read_metrics, refuse_own
 from recres.scores import read_scores
 from tensorlite.io import one_line, replacing
 
@@ -53,6 +53,7 @@ def _report(args: argparse.Namespace) -> int:
     runs = [read_run(path) for path in args.runs]
     if not out.parent.is_dir() or out.is_dir():
         raise InputError(f"--out {out}: expected a file in a folder that is there")
+    refuse_own(out, "--out")
     films = []
     with commands.bar("reading videos", "run", len(runs)) as shown:
         for run in runs:

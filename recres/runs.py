@@ -24,6 +24,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ from recres.errors import InputError
 from recres.files import lines_of, parse_json, read_json, write_json
 
 RUNS = Path("runs")
+OWN = re.compile(r"(config|result|videos)\.json|metrics\.jsonl|log\.txt|lock|scores\.npz|"
+                 r"(best|checkpoint(-\d+)?)\.safetensors|nonfinite-.*\.(json|safetensors)|"
+                 r"(curves|confusion)\.png")
+
+
+def refuse_own(path: Path, option: str = "") -> None:
+    """InputError where a file to be written, which `option` names, has the name of one that a run
+    is made of, and there is a run in that folder."""
+    if OWN.fullmatch(path.name) and (path.parent / "config.json").is_file():
+        raise InputError(f"{option} {path}: the name of a file that the run there is made of, "
+                         "expected another".lstrip())
 
 
 class Run:
