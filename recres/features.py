@@ -7,6 +7,7 @@ The frozen backbone (--weights) sees each frame of all videos of a data set once
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -68,6 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _features(args: argparse.Namespace) -> int:
     if args.check:
         return _check(args.out)
+    if os.path.lexists(args.out) and not args.out.is_dir():
+        raise InputError(f"--out {args.out}: not a folder")
+    if (args.out / "config.json").exists():  # (whose videos.json would be replaced)
+        raise InputError(f"--out {args.out}: the folder of a run, expected one of features")
     kinds = _kinds(args)
     options = _options(args, kinds)
     commands.use_machine(options.threads, options.device)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import kernels
 from .device import Array, array_module, fingerprint, is_whole
-from .exchange import require_float
+from .exchange import numbers
 from .recording import state
 from .tensor import Tensor
 
@@ -164,8 +164,8 @@ def walk(root: Tensor, grad: Array | None = None, retain_graph: bool = False,
         for leaf in node.inputs:
             if leaf is not None and leaf.requires_grad and leaf.node is None:
                 uses[leaf] = uses.get(leaf, 0) + 1
-    for leaf in uses:  # both its data and its requires_grad may have been assigned to
-        require_float(leaf.data)
+    for leaf in uses:  # its requires_grad may have been assigned to
+        numbers(leaf.data, requires_grad=True)
 
     def arrive(tensor: Tensor, piece: Array | None, fresh: bool) -> None:
         if piece is not None:

@@ -37,19 +37,16 @@ def as_array(data: Any, keep_double: bool = False) -> Array:
     return np.asarray(data) if hasattr(data, "__array__") else data
 
 
-def numbers(data: Array) -> Array:
-    """`data` itself; TypeError if it is no array of real numbers."""
+def numbers(data: Array, requires_grad: bool = False) -> Array:
+    """`data` itself; TypeError if it is no array of real numbers, or of none that can have the
+    gradient which it requires: rounded to integers that would be zero or wrong."""
     if not hasattr(data, "ndim") or getattr(data.dtype, "kind", "?") not in "biuf":
         raise TypeError(f"data: expected an array of numbers, got {type(data).__name__} "
                         f"of dtype {getattr(data, 'dtype', None)}")
-    return data
-
-
-def require_float(data: Array) -> None:
-    """TypeError if `data` cannot have a gradient: rounded to integers it would be zero or wrong."""
-    if data.dtype.kind != "f":
+    if requires_grad and data.dtype.kind != "f":
         raise TypeError(f"requires_grad: only a floating-point tensor can have a gradient, "
                         f"this one is {data.dtype}")
+    return data
 
 
 def exported(array: Array, copy: bool | None = None, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .device import Array, device_of, to_device
-from .exchange import as_array, numbers, require_float
+from .exchange import as_array, numbers
 from .operators import Operators
 
 
@@ -36,12 +36,9 @@ class Tensor(Operators):
             data = data.data
         data = numbers(as_array(data, keep_double=dtype is not None))
         if dtype is not None:
-            data = numbers(data.astype(dtype, copy=False))
-        if device is not None:
-            data = to_device(data, device)
-        if requires_grad:
-            require_float(data)
-        self._data = data
+            data = data.astype(dtype, copy=False)
+        data = numbers(data, requires_grad)
+        self._data = data if device is None else to_device(data, device)
         self.grad: Array | None = None
         self.requires_grad = requires_grad
         self.node: autograd.Node | None = None  # what made it; None for a leaf
@@ -58,7 +55,7 @@ class Tensor(Operators):
         if getattr(value, "shape", None) != self._data.shape:
             raise ValueError(f"data: expected an array of shape {self._data.shape}, "
                              f"got {getattr(value, 'shape', type(value).__name__)}")
-        self._data = value
+        self._data = numbers(as_array(value), self.requires_grad)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -212,6 +212,17 @@ def test_what_cannot_be_used_is_one_line(network, tmp_path, capsys, given, text)
     assert not (tmp_path / "f").exists()
 
 
+def test_a_runs_folder_is_none_for_features(network, trained, tmp_path, capsys):
+    """Whose videos.json the command would replace, and the run not be evaluated any more."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for out, what in ((run, "the folder of a run"), (run / "result.json", "not a folder")):
+        status, _, err = call(capsys, "--out", out, *network, "--stages", "block1")
+        assert status == 2 and err.startswith(f"error: --out {out}: {what}")
+        assert err.count("\n") == 1
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_weights_that_end_before_the_stage_are_refused(made, network, tmp_path, capsys):
     arrays, about = load_safetensors(made.weights)
     part = {name: a for name, a in arrays.items() if not name.startswith(("block4", "fc"))}

@@ -95,6 +95,21 @@ def test_data_is_assigned_in_place_and_keeps_its_shape():
         tensor.data = 1.0
 
 
+def test_data_stays_an_array_of_numbers_that_can_have_a_gradient():
+    tensor = Tensor(np.ones(2, np.float32), requires_grad=True)
+    tensor.data = Tensor(np.array([2.0, 3.0], np.float32))
+    (tensor * tensor).sum().backward()
+    assert type(tensor.data) is np.ndarray and tensor.grad.tolist() == [4.0, 6.0]
+    with pytest.raises(TypeError, match="only a floating-point tensor can have a gradient"):
+        tensor.data = np.ones(2, int)
+    with pytest.raises(TypeError, match="data: expected an array of numbers"):
+        tensor.data = np.array(["a", "b"])
+    assert tensor.numpy().tolist() == [2.0, 3.0]
+    scalar = Tensor(np.ones((), np.float32))
+    scalar.data = scalar.data - np.float32(0.5)  # which NumPy makes no array of
+    assert type(scalar.data) is np.ndarray
+
+
 def test_repr():
     assert repr(Tensor([1.0, 2.0])) == "Tensor([1., 2.], float32)"
     assert repr(Tensor([1.0], requires_grad=True)) == "Tensor([1.], float32, requires_grad=True)"
