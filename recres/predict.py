@@ -269,8 +269,10 @@ def _answer(live: Live, classes: Sequence[str]) -> str:
 
 
 def _targets(folder: Path, videos: Sequence[Path]) -> list[Path]:
-    """Where the labelled copies go, each onto no other. InputError where one would go onto a video
-    that was given."""
+    """Where the labelled copies go, each onto no other. InputError where that is no folder, or one
+    would go onto a video that was given."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"--write {folder}: not a folder")
     given = {os.path.realpath(video) for video in videos}
     targets: dict[Path, None] = {}
     for video in videos:

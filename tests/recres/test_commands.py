@@ -249,6 +249,10 @@ def test_predict_never_writes_onto_another_video_that_was_given(trained, figures
         assert str(there) in one_line(capsys.readouterr().err)
         assert there.read_bytes() == second.read_bytes()
         assert [p.name for p in there.parent.iterdir()] == ["video.avi"]
+    assert predict.main([str(trained), str(here), "--write", str(there)]) == 2
+    captured = capsys.readouterr()
+    assert one_line(captured.err) == f"error: --write {there}: not a folder"
+    assert not captured.out
 
 
 def test_a_complete_run_is_not_run_again(trained, capsys):
