@@ -157,7 +157,7 @@ def _protocol(run: Shown) -> Html:
          if isinstance(command, list) else None),
         ("Begun", about.get("started")),
         ("Training took", None if seconds is None else duration(seconds)),
-        ("Machine", f"{config.device}, {config.threads} threads; "
+        ("Machine", f"{config.device}, {summary.count(config.threads, 'thread')}; "
          f"{summary.PRECISIONS.get(config.precision, config.precision)}"),
         ("Environment", ", ".join(f"{k} {v}" for k, v in environment.items()) or None),
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tensorlite
-from recres import build, evaluate, predict, train
+from recres import build, evaluate, export, predict, train
 from recres.datasets import Video, figures
 from recres.evaluation import predict_logits
 from recres.files import read_json
@@ -253,6 +253,17 @@ def test_predict_never_writes_onto_another_video_that_was_given(trained, figures
     captured = capsys.readouterr()
     assert one_line(captured.err) == f"error: --write {there}: not a folder"
     assert not captured.out
+
+
+@pytest.mark.parametrize("main", [evaluate.main, export.main])
+def test_a_data_set_is_not_made_where_there_is_none(trained, tmp_path, capsys, main):
+    """Only training makes it: what a run was tested on is there, or the folder is the wrong one."""
+    more = [str(tmp_path / "weights.safetensors")] if main is export.main else []
+    for root in (tmp_path / "none", tmp_path):
+        assert main([str(trained), *more, "--root", str(root)]) == 2
+        assert one_line(capsys.readouterr().err) == (
+            f"error: --root {root}: no drawn figures there (no figures.json)")
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_complete_run_is_not_run_again(trained, capsys):
