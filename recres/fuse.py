@@ -7,6 +7,7 @@ weighted mean of those that, say, a network on frames and one on optical flow gi
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -70,8 +71,9 @@ def _parse_weights(text: str | None, count: int) -> list[float]:
         raise InputError(f"--weights {text}: expected numbers with commas between") from None
     if len(weights) != count:
         raise InputError(f"--weights {text}: {len(weights)} for {count} score files")
-    if not np.isfinite(weights).all() or min(weights) < 0 or not sum(weights):
-        raise InputError(f"--weights {text}: expected numbers of at least 0, not all of them 0")
+    if not math.isfinite(sum(weights)) or min(weights) < 0 or not sum(weights):
+        raise InputError(f"--weights {text}: expected numbers of at least 0, not all of them 0, "
+                         "and their sum finite")
     return weights
 
 

@@ -57,7 +57,7 @@ def parser() -> commands.Parser:
     result.add_argument("--write", metavar="DIR|FILE", type=Path,
                         help="also write each video into this folder, with its label drawn in; "
                         "with --camera: what is seen into this .avi file")
-    config.add_overrides(result, without=("frames",))
+    config.add_overrides(result, without=("root", "frames"))
     return result
 
 

@@ -214,6 +214,12 @@ def test_evaluate_and_predict_use_the_threads_they_are_given(trained, figures_ro
             tensorlite.set_num_threads(cores)
 
 
+def test_predict_has_no_option_of_a_data_set_since_it_reads_none(trained, capsys):
+    for option in ("--root", "--frames"):
+        assert predict.main([str(trained), "video.avi", option, "somewhere"]) == 2
+        assert f"unrecognized arguments: {option}" in one_line(capsys.readouterr().err)
+
+
 def test_predict_goes_on_after_a_bad_video(trained, figures_root, tmp_path, capsys):
     good = figures.read(figures_root).test[0].path
     empty = tmp_path / "empty.avi"

@@ -91,6 +91,7 @@ def test_the_command(files, tmp_path, capsys):
     (["--weights", "1,-1"], "--weights 1,-1: expected numbers of at least 0"),
     (["--weights", "0,0"], "--weights 0,0: expected numbers"),
     (["--weights", "1,nan"], "--weights 1,nan: expected numbers"),
+    (["--weights", "1e308,1e308"], "--weights 1e308,1e308: expected numbers"),
     (["--out", "fused.json"], "--out fused.json: expected a name that ends in .npz"),
     (["--out", "/nowhere/f.npz"], "--out /nowhere/f.npz: No such file"),
     (["nowhere"], "nowhere: no such file"),
