@@ -36,6 +36,7 @@ from tensorlite.io import replacing
 from tensorlite.precision import using
 
 WRITTEN_WIDTH = 320  # narrower videos are enlarged, so that the label can be read
+WRITTEN_HEIGHT = 65000  # to this at most, without the strip: a JPEG picture has at most 65535 rows
 
 
 def parser() -> commands.Parser:
@@ -352,13 +353,13 @@ def _is_whole(path: Path) -> bool:
 def label_frame(frame: np.ndarray, text: str) -> np.ndarray:
     """The frame (H, W, 3) on top of a dark strip with `text`, enlarged if it is small."""
     height, width = frame.shape[:2]
-    times = max(1, -(-WRITTEN_WIDTH // width))
+    times = max(1, min(-(-WRITTEN_WIDTH // width), WRITTEN_HEIGHT // height))
     picture = cv2.resize(frame, (width * times, height * times), interpolation=cv2.INTER_CUBIC)
     width = picture.shape[1]
     strip = np.full((max(28, width // 12), width, 3), 24, np.uint8)
     font, high = cv2.FONT_HERSHEY_SIMPLEX, strip.shape[0]
     (one, _), _ = cv2.getTextSize(text, font, 1.0, 1)
-    scale = min(high / 45, (width - 16) / max(one, 1))
+    scale = min(high / 45, max(width - 16, 1) / max(one, 1))
     cv2.putText(strip, text, (8, round(high * 0.68)), font, scale, (240, 240, 240),
                 max(1, round(scale * 1.6)), cv2.LINE_AA)
     return np.concatenate([picture, strip])

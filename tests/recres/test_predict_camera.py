@@ -116,6 +116,14 @@ def test_the_labelled_video(trained, video, tmp_path, capsys):
     assert "expected an .avi file" in capsys.readouterr().err
 
 
+def test_a_very_narrow_video_is_enlarged_only_to_what_can_be_read(tmp_path):
+    target = tmp_path / "narrow.avi"
+    with predict.labelled(target, 25.0) as write:
+        write(np.full((500, 2, 3), 200, np.uint8), "0.50 Walk")
+    assert read_frames(target).shape[1] >= 500
+    assert predict.label_frame(np.zeros((30000, 2, 3), np.uint8), "0.50 Walk").shape[1] == 4
+
+
 def test_a_camera(fake, trained, capsys):
     """Every frame is seen or counted as dropped."""
     fake(count=60)
