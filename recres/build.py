@@ -57,6 +57,14 @@ def scan_videos(config: Config, log: Callable[[str], object] = say,
                       source=source)
 
 
+def refuse_no_figures(config: Config, root: str | None) -> None:
+    """InputError where the `root` that a command was given, if it was, has no drawn figures, which
+    `open_videos` would make: a run was tested on videos that are there."""
+    if root is not None and config.data == "figures" \
+            and not (Path(root) / "figures.json").is_file():
+        raise InputError(f"--root {root}: no drawn figures there (no figures.json)")
+
+
 def open_videos(config: Config, folder: Path, log: Callable[[str], object] = say,
                 source: FrameSource | None = None) -> Videos:
     """The videos of the run in `folder`, which remembers what was found when they were first read.

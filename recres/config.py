@@ -268,9 +268,6 @@ def override(config: Config, args: argparse.Namespace) -> Config:
     """`config` with what `add_overrides` found. InputError for what is out of range or absent."""
     names = ("root", "frames", "threads", "device", "precision")
     values = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
-    if config.data == "figures" and "root" in values and \
-            not (Path(values["root"]) / "figures.json").is_file():  # (where training makes them)
-        raise InputError(f"--root {values['root']}: no drawn figures there (no figures.json)")
     if values.get("frames") == "none":  # (a folder of that name is ./none)
         values["frames"] = None
     if values.get("device") == "cpu":

@@ -56,6 +56,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     options = replace(options, split=args.split or options.split)
     commands.use_machine(options.threads, options.device)
     model, classes, convention = build.open_model(run, options, args.weights)
+    build.refuse_no_figures(options, args.root)
     videos = build.open_videos(options, run.path)
     if videos.split.classes != classes:
         raise InputError(f"{options.root}: its classes are not those of the model")

@@ -152,6 +152,7 @@ def _export_onnx(args: argparse.Namespace, run: Run, options: Config, model: Vid
     checked = "no: --check 0"
     if args.check:
         session = Session(data)
+        build.refuse_no_figures(options, args.root)
         videos = build.open_videos(options, run.path)
         loader = FrameLoader(videos.source, options, about["input_convention"])
         examine = _check_stream if args.stream else _check_chunks
