@@ -136,6 +136,7 @@ def rows(videos: Sequence[Video], stores: dict[str, FrameStore], step: int, cont
                       OTHER_ROUNDING, accepted)
         else:
             say(f"{name} is not installed: it has no row")
+
     def bound(store: FrameStore) -> float:
         lossy = LOSSY if store.settings.size is None else LOSSY_SMALL
         return lossy if store.settings.codec == "jpeg" else EXACT
@@ -162,8 +163,7 @@ def rows(videos: Sequence[Video], stores: dict[str, FrameStore], step: int, cont
 
     for name, store in stores.items():
         if store.settings.size is None:
-            yield Row("chunks", f"store, {name}", partial(chunk, store=store),
-                      bound(store))
+            yield Row("chunks", f"store, {name}", partial(chunk, store=store), bound(store))
 
     loaded = {video.name: sample_video(video.path, step, context) for video in videos}
 

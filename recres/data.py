@@ -28,7 +28,7 @@ from recres.config import MOST_THREADS, Config
 from recres.data_check import check_data_set, check_store, videos_folder
 from recres.datasets import Video, ucf101
 from recres.errors import InputError
-from recres.files import naming, write_json
+from recres.files import write_json
 from recres.video.decode import VideoError
 from recres.video.frame_index import CODECS, Line, Settings
 from recres.video.frame_store import FrameStore, FrameStoreWriter, encode_video
@@ -172,8 +172,7 @@ def _fill(writer: FrameStoreWriter, missing: Sequence[Video], skip_bad: bool, wo
         for video, (line, data) in zip(missing, results, strict=True):
             if line.bad is not None and not skip_bad:
                 raise VideoError(video.path, line.bad)
-            with naming(writer.path):
-                writer.add(line, data)
+            writer.add(line, data)
             frames, nbytes = frames + line.frames, nbytes + len(data)
             shown.update()
     return frames, nbytes

@@ -27,8 +27,7 @@ def score(model: nn.Module, loader: Loader, videos: Videos, side: str, *,
     """
     processes = processes or Processes()
     chunks, size = videos.chunks(side), processes.size
-    batches = batches_of(chunks)
-    mine = own_batches(chunks, processes)
+    batches, mine = batches_of(chunks), own_batches(chunks, processes)
     place = {video: i for i, video in enumerate(videos.sides[side])}
     listed = [videos.source.videos[video] for video in place]
     logits = []

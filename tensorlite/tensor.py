@@ -34,9 +34,9 @@ class Tensor(Operators):
                  dtype: Any = None) -> None:
         if isinstance(data, Tensor):
             data = data.data
-        data = numbers(as_array(data, keep_double=dtype is not None))
+        data = as_array(data, keep_double=dtype is not None)
         if dtype is not None:
-            data = data.astype(dtype, copy=False)
+            data = numbers(data).astype(dtype, copy=False)
         data = numbers(data, requires_grad)
         self._data = data if device is None else to_device(data, device)
         self.grad: Array | None = None

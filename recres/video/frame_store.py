@@ -449,13 +449,16 @@ class FrameStoreWriter:
             if offset >= self.shard_bytes or size < offset:  # full, or it has lost its end
                 number, offset = number + 1, 0
             line = replace(line, shard=number, offset=offset)
-            append(self.store.shard(number), data)
+            self._append(self.store.shard(number), data)
         self._note(line)
 
     def _note(self, line: Line) -> None:
-        with naming(self.path):
-            append(self.store.index, _json_line(line))
+        self._append(self.store.index, _json_line(line))
         self.store.note(line)
+
+    def _append(self, path: Path, data: bytes) -> None:
+        with naming(self.path):
+            append(path, data)
 
 
 def _json_line(line: Line) -> bytes:

@@ -573,10 +573,10 @@ def test_a_store_whose_frames_are_a_pipe_or_whose_data_set_is_not_here(root, cap
 
 
 def test_a_full_disk_is_said_with_the_store(root, capsys, monkeypatch):
-    def full(self, line, data):
+    def full(path, data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(FrameStoreWriter, "add", full)
+    monkeypatch.setattr(frame_store, "append", full)
     assert prepare(root) == 1
     assert f"No space left on device: '{root / 'frames'}'" in capsys.readouterr().err
 
